@@ -1,0 +1,194 @@
+"""Progressive distillation: Algorithm 2 of Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512).
+
+    python distill.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
+      --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-2500.pt \\
+      --initial_sampling_steps 512 --distillation_iterations 7
+
+A student of N steps learns to do in one step what its teacher does in two; then it is the teacher of a student of
+N/2 steps. An interrupted run continues with the same command; more --distillation_iterations go on from the last.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.diffusion import distillation_loss, stratified
+from utils import cli
+from utils.checkpoints import Checkpoint, fingerprint, load_checkpoint
+from utils.config import Config, load_config
+from utils.data import ImageData, load_data
+from utils.errors import InputError
+from utils.files import prepare_folder
+from utils.training import Trainer, checkpoint_path, delete_run, find_state, is_finished
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__)
+    parser.add_run_arguments(output_dir="output/distilled/<name of the config>")
+    parser.add_argument(
+        "--teacher_model_checkpoint",
+        required=True,
+        metavar="CHECKPOINT",
+        help="the diffusion-<step>.pt that teaches the first student; required",
+    )
+    parser.add_argument(
+        "--initial_sampling_steps",
+        type=cli.positive_int,
+        default=512,
+        metavar="N",
+        help="steps of the first student; its teacher takes twice as many (default: 512)",
+    )
+    parser.add_argument(
+        "--distillation_iterations",
+        type=cli.positive_int,
+        default=7,
+        metavar="N",
+        help="how often the number of steps is halved, from twice the initial (default: 7)",
+    )
+    parser.add_override(
+        "--num_training_steps_per_iteration",
+        "distillation.num_training_steps_per_iteration",
+        int,
+        "steps of the optimizer for every student",
+    )
+    parser.add_override("--batch_size", "distillation.batch_size", int, "images a step")
+    parser.add_override(
+        "--save_and_sample_every_n", "distillation.save_and_sample_every_n", int, "steps from checkpoint to checkpoint"
+    )
+    return parser.parse_args()
+
+
+def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
+    """The number of steps of each student: N, N/2, N/4, ...
+
+    Raises:
+        InputError: N cannot be halved that often.
+    """
+    if initial_sampling_steps % 2 ** (iterations - 1):
+        possible = (initial_sampling_steps & -initial_sampling_steps).bit_length()
+        raise InputError(
+            f"--initial_sampling_steps {initial_sampling_steps}: cannot be halved for {iterations} "
+            f"--distillation_iterations, at most for {possible}"
+        )
+    return [initial_sampling_steps // 2**k for k in range(iterations)]
+
+
+def check_teacher(teacher: Checkpoint, config: Config, config_path: str, initial_sampling_steps: int) -> None:
+    """Refuses a teacher that the students could not take over from."""
+    teacher.require_same_model(config, config_path)
+    if teacher.sampling_steps not in (None, 2 * initial_sampling_steps):
+        raise InputError(
+            f"--initial_sampling_steps {initial_sampling_steps}: {teacher.path} was distilled for "
+            f"{teacher.sampling_steps} steps, so its first student takes half of them"
+        )
+
+
+def student_folders(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """The students' folders that are there: (path, iteration, number of sampling steps)."""
+    for path in sorted(folder.glob("*_*")):
+        if match := re.fullmatch(r"(\d+)_(\d+)", path.name):
+            yield path, int(match[1]), int(match[2])
+
+
+def delete_students(folder: Path) -> None:
+    """Deletes what an earlier distillation wrote, and nothing else."""
+    for path, _, _ in student_folders(folder):
+        delete_run(path)
+
+
+def check_folder(folder: Path, students: list[int]) -> None:
+    """Refuses to continue in a folder with students of other numbers of steps."""
+    for path, iteration, steps in student_folders(folder):
+        if iteration <= len(students) and steps != students[iteration - 1]:
+            raise InputError(
+                f"{path}: another run's student: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} there and "
+                f"is {students[0]} here; --restart begins anew"
+            )
+
+
+def distill(
+    teacher_checkpoint: Checkpoint,
+    sampling_steps: int,
+    *,
+    config: Config,
+    data: ImageData,
+    folder: Path,
+    run: dict[str, Any],
+    state: dict[str, Any] | None,
+    device: torch.device,
+) -> None:
+    """One iteration of Algorithm 2: a student of `sampling_steps` (N) steps learns from a teacher of 2N."""
+    settings, num_training_steps = config.distillation, config.distillation.num_training_steps(sampling_steps)
+    teacher = teacher_checkpoint.model(device)
+    teacher.network.eval().requires_grad_(False)
+    student = teacher_checkpoint.model(device)  # the student begins as its teacher; neither has dropout
+    trainer = Trainer(
+        student,
+        config,
+        settings,
+        folder=folder,
+        run=run,
+        state=state,
+        num_steps=num_training_steps,
+        learning_rate=lambda step: settings.learning_rate * (1 - step / num_training_steps),  # annealed to 0
+        sampling_steps=sampling_steps,
+        device=device,
+    )
+    for step in trainer.steps(f"{2 * sampling_steps} -> {sampling_steps}"):
+        x, label = data.batch(step, settings.batch_size)
+        i = 1 + (stratified(len(x)) * sampling_steps).long()  # t = i/N, i in {1, ..., N}
+        eps = torch.randn_like(x)
+        loss = distillation_loss(student, teacher, x, eps, i, sampling_steps, settings.loss_weighting, label)
+        trainer.update(loss.mean())
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    config = load_config(arguments.config_path, cli.overrides(arguments))
+    students = halvings(arguments.initial_sampling_steps, arguments.distillation_iterations)
+    device = cli.choose_device(arguments.device)
+    teacher = load_checkpoint(arguments.teacher_model_checkpoint)
+    check_teacher(teacher, config, arguments.config_path, students[0])
+    folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
+    if not arguments.restart:
+        check_folder(folder, students)
+    data = None
+
+    for iteration, sampling_steps in enumerate(students, start=1):
+        student_folder = folder / f"{iteration}_{sampling_steps}"
+        num_training_steps = config.distillation.num_training_steps(sampling_steps)
+        run = config.model_dump(exclude={"training": True, "distillation": {"num_training_steps_per_iteration"}})
+        run |= {"teacher_model_checkpoint": fingerprint(teacher.path), "sampling_steps": sampling_steps}
+        state = None if arguments.restart else find_state(student_folder, run, num_training_steps)
+        if is_finished(student_folder, state, num_training_steps):
+            print(f"{student_folder}: finished, all {num_training_steps} steps")
+        else:
+            if data is None:
+                data = load_data(config, device)
+                prepare_folder(folder)
+                if arguments.restart:
+                    delete_students(folder)
+            print(
+                f"distilling on {device}, {2 * sampling_steps} -> {sampling_steps} steps, writing to {student_folder}"
+            )
+            distill(
+                teacher,
+                sampling_steps,
+                config=config,
+                data=data,
+                folder=student_folder,
+                run=run,
+                state=state,
+                device=device,
+            )
+        teacher = load_checkpoint(checkpoint_path(student_folder, num_training_steps))
+
+    print(f"the student of {teacher.sampling_steps} steps is {teacher.path}, its samples lie beside it")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,153 @@
+"""The mathematics of diffusion and of its distillation, as rotations.
+
+With the angle phi = atan(sigma / alpha) of the noise schedule, noising rotates the image towards the noise:
+
+    z = cos(phi) x + sin(phi) eps          the noised image
+    v = cos(phi) eps - sin(phi) x          its velocity, dz/dphi (paper, appendix D)
+
+and the same rotation backwards gives x = cos(phi) z - sin(phi) v and eps = sin(phi) z + cos(phi) v: no division,
+stable at every time. One DDIM step from the angle phi to psi turns z by their difference.
+
+Images and everything shaped like them are [B, C, H, W]; times and angles are [B] in float64.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from models.noise_schedule import NoiseSchedule
+
+Prediction = Literal["v", "eps", "x"]
+LossWeighting = Literal["v_mse", "snr", "snr_trunc", "constant"]
+
+
+def per_image(value: Tensor, image: Tensor) -> Tensor:
+    """A value for each image, [B], as [B, 1, 1, 1] in the dtype and on the device of `image`."""
+    # Cast before the move (not every device has float64), and do not wait for the move.
+    return value.to(image.dtype).to(image.device, non_blocking=True)[:, None, None, None]
+
+
+def rotate(z: Tensor, v: Tensor, angle: Tensor) -> Tensor:
+    """cos(angle) z - sin(angle) v: one DDIM step back by `angle`; by the whole angle of z, this is x."""
+    return per_image(angle.cos(), z) * z - per_image(angle.sin(), z) * v
+
+
+def add_noise(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
+    """z = cos(phi) x + sin(phi) eps: a sample of q(z | x) (paper, equation 1)."""
+    return per_image(phi.cos(), x) * x + per_image(phi.sin(), x) * eps
+
+
+def velocity(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
+    """v = cos(phi) eps - sin(phi) x."""
+    return per_image(phi.cos(), x) * eps - per_image(phi.sin(), x) * x
+
+
+def stratified(batch_size: int) -> Tensor:
+    """Random numbers in [0, 1), [B] in float64, each uniform and one in every interval of length 1/B.
+
+    Times drawn so cover [0, 1) evenly in every batch, which makes the loss less noisy than independent times do.
+    """
+    numbers = (torch.arange(batch_size, dtype=torch.float64) + torch.rand(batch_size, dtype=torch.float64)) / batch_size
+    return numbers.clamp(max=1 - 2**-53)  # the last could round to 1
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A network, the schedule that it was trained with, and what its output means.
+
+    `network(z, logsnr, label)` takes z [B, C, H, W], logsnr [B] and a class [B] or None, and returns [B, C, H, W].
+    """
+
+    network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    schedule: NoiseSchedule
+    prediction: Prediction
+
+    def v(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The velocity that the network sees in z at the times t in (0, 1], whatever it predicts itself."""
+        logsnr = self.schedule.logsnr(t).to(z.dtype).to(z.device, non_blocking=True)
+        output = self.network(z, logsnr, label).to(z.dtype)
+        if self.prediction == "v":
+            return output
+        phi = self.schedule.angle(t)
+        cos, sin = per_image(phi.cos(), z), per_image(phi.sin(), z)
+        if self.prediction == "x":
+            return (cos * z - output) / sin
+        return (output - sin * z) / cos
+
+
+def weighted_mse(v: Tensor, v_target: Tensor, phi: Tensor, weighting: LossWeighting) -> Tensor:
+    """The loss of each image, [B]: the mean squared error of v under one of the paper's weightings (section 4).
+
+    Since x and eps are both v turned, their errors are the error of v times sin(phi) and cos(phi):
+    `constant` is the error of x, `snr` that of eps, `snr_trunc` the larger of the two (weight max(SNR, 1) on x),
+    and `v_mse` that of v itself (weight SNR + 1 on x).
+    """
+    weight = {
+        "constant": phi.sin() ** 2,
+        "snr": phi.cos() ** 2,
+        "snr_trunc": torch.maximum(phi.sin() ** 2, phi.cos() ** 2),
+        "v_mse": torch.ones_like(phi),
+    }[weighting]
+    return (per_image(weight, v) * (v - v_target).square()).mean(dim=(1, 2, 3))
+
+
+def training_loss(
+    model: Diffusion, x: Tensor, eps: Tensor, t: Tensor, weighting: LossWeighting, label: Tensor | None = None
+) -> Tensor:
+    """Algorithm 1 of the paper: the loss of each image x in [-1, 1], noised by eps to the times t in (0, 1]; [B]."""
+    phi = model.schedule.angle(t)
+    z = add_noise(x, eps, phi)
+    return weighted_mse(model.v(z, t, label), velocity(x, eps, phi), phi, weighting)
+
+
+def step_angles(schedule: NoiseSchedule, i: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    """The angles at which step i of `num_steps` begins and ends, at t = i/N and (i - 1)/N.
+
+    i counts down from N to 1, in float64 (a half is the middle of a step). The end of the last step, t = 0, has
+    the angle 0 exactly, not the schedule's smallest: a rotation by the whole angle that is left returns x itself.
+    """
+    end = schedule.angle((i - 1) / num_steps)
+    return schedule.angle(i / num_steps), torch.where(i == 1, torch.zeros_like(end), end)
+
+
+def distillation_target(
+    teacher: Diffusion, z: Tensor, i: Tensor, num_steps: int, label: Tensor | None = None
+) -> Tensor:
+    """The v that a student of `num_steps` (N) steps must predict at z, at time t = i/N, i in {1, ..., N} [B].
+
+    Algorithm 2 of the paper: the teacher takes two DDIM steps of 0.5/N, from z to z''; the student must land there
+    in one. A step by the angle d is z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
+    """
+    i = i.double()
+    z_end = z
+    for teacher_i in (2 * i, 2 * i - 1):
+        begin, end = step_angles(teacher.schedule, teacher_i, 2 * num_steps)
+        z_end = rotate(z_end, teacher.v(z_end, teacher_i / (2 * num_steps), label), begin - end)
+    begin, end = step_angles(teacher.schedule, i, num_steps)
+    d = begin - end
+    return (per_image(d.cos(), z) * z - z_end) / per_image(d.sin(), z)
+
+
+def distillation_loss(
+    student: Diffusion,
+    teacher: Diffusion,
+    x: Tensor,
+    eps: Tensor,
+    i: Tensor,
+    num_steps: int,
+    weighting: LossWeighting,
+    label: Tensor | None = None,
+) -> Tensor:
+    """Algorithm 2 of the paper: the loss [B] of a student of `num_steps` steps against its teacher's two half steps.
+
+    The images x in [-1, 1] are noised by eps to the times t = i/N, i in {1, ..., N} [B].
+    """
+    t = i.double() / num_steps
+    phi = student.schedule.angle(t)
+    z = add_noise(x, eps, phi)
+    with torch.no_grad():
+        v_target = distillation_target(teacher, z, i, num_steps, label)
+    return weighted_mse(student.v(z, t, label), v_target, phi, weighting)

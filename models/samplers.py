@@ -1,0 +1,71 @@
+"""Samplers: from noise at t = 1 to images at t = 0 in N equal steps of time.
+
+All take a model, the noise z [B, C, H, W] and the number of steps, and return images [B, C, H, W]; the last step
+returns the model's x. `clip` holds every x in [-1, 1]; the eps (or v) that goes with it is computed anew.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.diffusion import Diffusion, per_image, rotate, step_angles
+
+
+def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: bool = True) -> Tensor:
+    """The deterministic sampler (paper, equation 8; Song et al. 2021): each step turns z back by the angle it spans.
+
+    Without clipping that is z' = cos(d) z - sin(d) v. A clipped x goes with another v, so that
+    x = cos(phi) z - sin(phi) v still holds.
+    """
+    for step in range(num_steps, 0, -1):
+        i = torch.full((len(z),), step, dtype=torch.float64)
+        begin, end = step_angles(model.schedule, i, num_steps)
+        v = model.v(z, i / num_steps, label)
+        if clip:
+            x = rotate(z, v, begin)
+            v = v + (x - x.clamp(-1, 1)) / per_image(begin.sin(), z)
+        z = rotate(z, v, begin - end)
+    return z.clamp(-1, 1) if clip else z
+
+
+def posterior(z: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """Mean [B, C, H, W] and log variance [B] of q(z_s | z_t, x) for s < t (paper, equation 4).
+
+    The log variance lies between that of q itself, log((1 - r) sigma_s^2), at `variance` 0 ("small"), and
+    log((1 - r) sigma_t^2) at 1 ("large"), where r = exp(logsnr_t - logsnr_s).
+    """
+    r = torch.exp(logsnr_t - logsnr_s)
+    one_minus_r = -torch.expm1(logsnr_t - logsnr_s)
+    alpha_s, alpha_t = torch.sigmoid(logsnr_s).sqrt(), torch.sigmoid(logsnr_t).sqrt()
+    mean = per_image(r * alpha_s / alpha_t, z) * z + per_image(one_minus_r * alpha_s, z) * x
+    log_sigma2 = torch.lerp(
+        torch.nn.functional.logsigmoid(-logsnr_s), torch.nn.functional.logsigmoid(-logsnr_t), variance
+    )
+    return mean, torch.log(one_minus_r) + log_sigma2
+
+
+def ancestral(
+    model: Diffusion,
+    z: Tensor,
+    num_steps: int,
+    noise: Callable[[], Tensor],
+    *,
+    label: Tensor | None = None,
+    clip: bool = True,
+    variance: float = 1.0,
+) -> Tensor:
+    """The stochastic sampler of DDPM: each step draws from q(z_s | z_t, x) with the model's x (paper, equation 5).
+
+    `noise()` gives fresh standard normal noise like z, once for each step but the last; `variance` as in `posterior`.
+    """
+    for step in range(num_steps, 0, -1):
+        t = torch.full((len(z),), step / num_steps, dtype=torch.float64)
+        x = rotate(z, model.v(z, t, label), model.schedule.angle(t))
+        if clip:
+            x = x.clamp(-1, 1)
+        if step == 1:
+            return x
+        s = torch.full_like(t, (step - 1) / num_steps)
+        mean, log_variance = posterior(z, x, model.schedule.logsnr(s), model.schedule.logsnr(t), variance)
+        z = mean + per_image(torch.exp(log_variance / 2), z) * noise()

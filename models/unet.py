@@ -1,0 +1,198 @@
+"""The network: a U-Net that looks at a noised image and its noise level (Ho et al. 2020; Nichol & Dhariwal 2021).
+
+On the way down every level halves the image and keeps what it saw; on the way up every level doubles it and looks
+at what was kept. The noise level scales and shifts the activations of every block.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from models.noise_schedule import angle_of
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """At most 32 groups of at least 4 channels each, where the number of channels lets itself be divided so."""
+    groups = max((g for g in range(1, 33) if channels % g == 0 and channels // g >= 4), default=1)
+    return nn.GroupNorm(groups, channels)
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Every branch ends in such a layer: at the start of training the network is a plain chain of its skips."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def sinusoids(position: Tensor, features: int) -> Tensor:
+    """Positions [B] as sines and cosines [B, features] of periods from 2 pi to 2 pi 10,000 (Vaswani et al. 2017)."""
+    half = features // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=position.device) / max(half - 1, 1))
+    angles = position[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a norm that the embedding scales and shifts, beside a skip."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm_in = group_norm(in_channels)
+        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding, 2 * out_channels)
+        self.norm_out = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
+        r = self.conv_in(F.silu(self.norm_in(h)))
+        r = self.norm_out(r) * (1 + scale) + shift
+        return self.skip(h) + self.conv_out(self.dropout(F.silu(r)))
+
+
+class Attention(nn.Module):
+    """Every pixel looks at every pixel of the same image."""
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = group_norm(channels)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.to_out = zero_init(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = rearrange(
+            self.to_qkv(self.norm(h)), "b (three n d) y x -> three b n (y x) d", three=3, n=self.num_heads
+        )
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return h + self.to_out(rearrange(attended, "b n (y x) d -> b (n d) y x", y=h.shape[2]))
+
+
+class Stage(nn.Module):
+    """A residual block and, where the image is small enough to afford it, attention."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, embedding: int, dropout: float, num_heads: int, attend: bool
+    ):
+        super().__init__()
+        self.block = ResidualBlock(in_channels, out_channels, embedding, dropout)
+        self.attention = Attention(out_channels, num_heads) if attend else nn.Identity()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(h, embedding))
+
+
+class UNet(nn.Module):
+    """v(z, logsnr[, label]), or eps or x: whatever it is trained to predict.
+
+    Args:
+        image_size: height and width of the images; a multiple of patch_size * 2^(levels - 1).
+        num_channels: channels of the images.
+        features: channels at the first level; even.
+        multipliers: channels of each level, as multiples of `features`; each further level halves the image.
+        num_residual_blocks: residual blocks a level on the way down (one more on the way up).
+        attention_resolutions: sizes of the feature maps at which there is attention; always at the smallest.
+        num_heads: attention heads; must divide the channels there.
+        patch_size: pixels folded into channels at the door, each way: 2 makes a quarter of the work.
+        dropout: probability, in every residual block.
+        time_scale: the noise angle in [0, 1] times this enters the sinusoids. They turn slowly: with a scale of 1
+            the network hardly sees the time, and the loss hardly shows it. (The authors' `inv_cos`: 1000.)
+        num_classes: 0 for a network without classes.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        num_channels: int,
+        features: int,
+        multipliers: list[int],
+        num_residual_blocks: int,
+        attention_resolutions: list[int],
+        num_heads: int = 1,
+        patch_size: int = 1,
+        dropout: float = 0.0,
+        time_scale: float = 1000.0,
+        num_classes: int = 0,
+    ):
+        super().__init__()
+        self.features, self.patch_size, self.time_scale = features, patch_size, time_scale
+        self.num_classes = num_classes
+        self.downsampling = patch_size * 2 ** (len(multipliers) - 1)
+        if image_size % self.downsampling:
+            raise ValueError(f"an image of {image_size} pixels cannot be divided by {self.downsampling}")
+        embedding = 4 * features
+        self.embed_time = nn.Sequential(nn.Linear(features, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
+
+        def stage(in_channels: int, out_channels: int, size: int) -> Stage:
+            return Stage(in_channels, out_channels, embedding, dropout, num_heads, size in attention_resolutions)
+
+        size, channels = image_size // patch_size, features
+        self.conv_in = nn.Conv2d(num_channels * patch_size**2, channels, 3, padding=1)
+        kept = [channels]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            if level > 0:
+                self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+                size //= 2
+                kept.append(channels)
+            for _ in range(num_residual_blocks):
+                self.down.append(stage(channels, multiplier * features, size))
+                channels = multiplier * features
+                kept.append(channels)
+
+        self.middle = nn.ModuleList(
+            [
+                Stage(channels, channels, embedding, dropout, num_heads, attend=True),
+                ResidualBlock(channels, channels, embedding, dropout),
+            ]
+        )
+
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(num_residual_blocks + 1):
+                self.up.append(stage(channels + kept.pop(), multiplier * features, size))
+                channels = multiplier * features
+            if level > 0:
+                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1)))
+                size *= 2
+
+        self.norm_out = group_norm(channels)
+        self.conv_out = zero_init(nn.Conv2d(channels, num_channels * patch_size**2, 3, padding=1))
+
+    def embed(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
+        """The noise level [B] and the class [B] as one vector [B, 4 features]."""
+        position = angle_of(logsnr) / (math.pi / 2) * self.time_scale
+        embedding = self.embed_time(sinusoids(position, self.features))
+        if self.embed_label is not None:
+            embedding = embedding + self.embed_label(label)
+        return F.silu(embedding)
+
+    def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
+        """z [B, C, H, W], logsnr [B] and, if the network has classes, a class [B] in [0, num_classes).
+
+        Raises:
+            ValueError: the size of z cannot be halved as often as the network does, or a class is missing.
+        """
+        if z.shape[2] % self.downsampling or z.shape[3] % self.downsampling:
+            raise ValueError(f"an image of {z.shape[2]} x {z.shape[3]} cannot be divided by {self.downsampling}")
+        if (label is None) != (self.num_classes == 0):
+            raise ValueError(f"the network has {self.num_classes} classes, but label is {label}")
+        embedding = self.embed(logsnr, label)
+        h = self.conv_in(rearrange(z, "b c (y p) (x q) -> b (c p q) y x", p=self.patch_size, q=self.patch_size))
+        kept = [h]
+        for layer in self.down:
+            h = layer(h, embedding) if isinstance(layer, Stage) else layer(h)
+            kept.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for layer in self.up:
+            h = layer(torch.cat([h, kept.pop()], dim=1), embedding) if isinstance(layer, Stage) else layer(h)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return rearrange(h, "b (c p q) y x -> b c (y p) (x q)", p=self.patch_size, q=self.patch_size)

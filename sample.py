@@ -1,0 +1,120 @@
+"""Draws pictures from a checkpoint, or from several side by side.
+
+    python sample.py --checkpoint output/distilled/ddpm_32x32_v_continuous_small/7_8/diffusion-800.pt
+    python sample.py --compare TEACHER.pt:1024 TEACHER.pt:8 STUDENT.pt:8 --output output/comparison.png
+
+A checkpoint is sampled with the number of steps that it was distilled for; an undistilled one with 1024. Sample i
+starts from the same noise in every model and at every batch size: it depends on the seed and on i alone.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils import cli
+from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.config import load_config
+from utils.errors import InputError
+from utils.files import prepare_folder
+from utils.pictures import grid, save_picture, side_by_side
+from utils.sampling import draw_samples
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", metavar="CHECKPOINT", help="the diffusion-<step>.pt to sample")
+    what.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="CHECKPOINT:STEPS",
+        help="checkpoints and numbers of sampling steps to draw side by side from the same noise, in one picture",
+    )
+    parser.add_argument(
+        "--config_path", metavar="YAML", help="refuse a checkpoint of another model than this (default: no check)"
+    )
+    parser.add_argument(
+        "--num_samples", type=cli.positive_int, default=64, metavar="N", help="pictures to draw (default: 64)"
+    )
+    parser.add_argument(
+        "--batch_size", type=cli.positive_int, metavar="N", help="pictures drawn at once (default: the checkpoint's)"
+    )
+    parser.add_argument(
+        "--sampling_steps",
+        type=cli.positive_int,
+        metavar="N",
+        help="(default: what the checkpoint was distilled for, 1024 for an undistilled one)",
+    )
+    parser.add_argument(
+        "--sampler", choices=["ddim", "ancestral"], help="(default: the checkpoint's, which is ddim unless configured)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/grid.png"), metavar="PNG", help="(default: output/grid.png)"
+    )
+    parser.add_device()
+    return parser.parse_args()
+
+
+def parse_panel(text: str) -> tuple[Checkpoint, int]:
+    """CHECKPOINT:STEPS as the two; without steps, the checkpoint's own number."""
+    path, colon, steps = text.rpartition(":")
+    if not colon or not steps.isdigit():
+        path, steps = text, ""
+    checkpoint = load_checkpoint(path)
+    if steps and int(steps) == 0:
+        raise InputError(f"--compare {text}: the number of steps should be a whole number above 0")
+    return checkpoint, int(steps) if steps else checkpoint.default_sampling_steps
+
+
+def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, device: torch.device) -> Tensor:
+    """The samples that the arguments ask of a checkpoint, [N, C, H, W] in [-1, 1]."""
+    chosen: dict[str, Any] = {"batch_size": arguments.batch_size, "sampler": arguments.sampler}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    sampling = checkpoint.config.sampling.model_copy(update=chosen)
+    model = checkpoint.model(device)
+    model.network.eval()
+    return draw_samples(
+        model,
+        checkpoint.config.model_copy(update={"sampling": sampling}),
+        range(arguments.num_samples),
+        sampling_steps=steps,
+        seed=arguments.seed,
+        device=device,
+    )
+
+
+def label_of(checkpoint: Checkpoint, steps: int) -> str:
+    who = "teacher" if checkpoint.sampling_steps is None else f"distilled to {checkpoint.sampling_steps}"
+    return f"{who}, {steps} step{'s' if steps > 1 else ''}"
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    device = cli.choose_device(arguments.device)
+    if arguments.compare:
+        if arguments.sampling_steps:
+            raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
+        panels = [parse_panel(text) for text in arguments.compare]
+    else:
+        checkpoint = load_checkpoint(arguments.checkpoint)
+        panels = [(checkpoint, arguments.sampling_steps or checkpoint.default_sampling_steps)]
+    if arguments.config_path:
+        config = load_config(arguments.config_path)
+        for checkpoint, _ in panels:
+            checkpoint.require_same_model(config, arguments.config_path)
+    if arguments.output.suffix.lower() != ".png":
+        raise InputError(f"--output {arguments.output}: should be the name of a .png file")
+    prepare_folder(arguments.output.parent)
+
+    print(f"sampling on {device}, writing to {arguments.output}")
+    pictures = [(label_of(*panel), draw(*panel, arguments, device)) for panel in panels]
+    save_picture(side_by_side(pictures) if arguments.compare else grid(pictures[0][1]), arguments.output)
+    print(f"wrote {arguments.output}: {' | '.join(label for label, _ in pictures)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

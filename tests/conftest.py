@@ -1,0 +1,47 @@
+"""Fixtures: the golden numbers, and a lesson so small that the scripts can be run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-identical runs are promised on the CPU
+
+TINY = """
+data: {name: MNIST, root: %s, image_size: 16, num_channels: 1}
+network:
+  {features: 8, multipliers: [1, 2], num_residual_blocks: 1, attention_resolutions: [4], patch_size: 2, dropout: 0.1}
+training: {num_training_steps: 6, batch_size: 8, learning_rate: 1e-3, save_and_sample_every_n: 2, log_every_n: 1}
+distillation:
+  {num_training_steps_per_iteration: 4, batch_size: 8, learning_rate: 1e-3, save_and_sample_every_n: 2, log_every_n: 1}
+sampling: {sampling_steps: 4, num_samples: 4, batch_size: 4}
+"""
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict:
+    return json.loads((ROOT / "tests/golden/progressive_distillation.json").read_text())
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """The path of a tiny configuration of the real MNIST."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY % (ROOT / "data"))
+    return path
+
+
+def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs a script as a user does, with the arguments, in the folder `cwd`."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(autouse=True)
+def deterministic() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,139 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from utils.config import Config, differences, load_config
+from utils.errors import InputError
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+MINIMAL = "data: {name: MNIST, image_size: 32, num_channels: 1}\n"
+
+
+def load(tmp_path: Path, text: str, **overrides) -> Config:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_key_is_there_and_explained(path):
+    content = yaml.safe_load(path.read_text())
+    lines = path.read_text().splitlines()
+    for section, settings in Config.model_fields.items():
+        if section == "seed":
+            continue
+        assert set(content[section]) == set(settings.annotation.model_fields), section
+    for number, line in enumerate(lines):
+        if ":" in line.partition("#")[0] and line.startswith(" "):
+            assert "#" in line or lines[number - 1].strip().startswith("#"), line
+
+
+def test_the_full_size_configuration_shows_the_defaults(tmp_path):
+    assert load_config(ROOT / "configs/ddpm_32x32_v_continuous.yaml") == load(tmp_path, MINIMAL)
+
+
+def test_flags_override_and_flags_left_out_do_not(tmp_path):
+    config = load(tmp_path, MINIMAL + "training: {batch_size: 7}", **{"training.num_training_steps": 3, "seed": 5})
+    assert (config.training.batch_size, config.training.num_training_steps, config.seed) == (7, 3, 5)
+
+
+def test_a_flag_replaces_the_steps_of_every_student(tmp_path):
+    text = MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 10, 8: 99}}"
+    assert [load(tmp_path, text).distillation.num_training_steps(n) for n in (512, 8)] == [10, 99]
+    config = load(tmp_path, text, **{"distillation.num_training_steps_per_iteration": 4})
+    assert [config.distillation.num_training_steps(n) for n in (512, 8)] == [4, 4]
+
+
+def test_yaml_as_people_write_it(tmp_path):
+    config = load(
+        tmp_path,
+        MINIMAL
+        + """
+training: &both {batch_size: &size 9, learning_rate: 1e-4, gradient_clipping: 1}
+distillation: {<<: *both, batch_size: *size, learning_rate: 5E-05}
+network:
+""",
+    )
+    assert config.training.learning_rate == 1e-4
+    assert config.distillation.batch_size == 9 and config.distillation.learning_rate == 5e-5
+    assert config.network.features == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "x.yaml: the file is empty"),
+        ("# nothing", "x.yaml: the file is empty"),
+        ("- a\n- b", "x.yaml: should be sections of `key: value`, not a list"),
+        ("data: [", "x.yaml: not a YAML file"),
+        ("data: \0", "x.yaml: not a YAML file"),
+        ("data: !!python/object/apply:os.system [true]", "x.yaml: not a YAML file"),
+        ("seed: 1", "x.yaml: data: missing"),
+        ("data: {name: MNIST, num_channels: 1}", "x.yaml: data.image_size: missing"),
+        (MINIMAL + "training: {batch_sise: 3}", "x.yaml: training.batch_sise: unknown key, did you mean batch_size?"),
+        (MINIMAL + "trainning: {}", "x.yaml: trainning: unknown key, did you mean training?"),
+        (MINIMAL + "training: {qqq: 3}", "x.yaml: training.qqq: unknown key; the keys here are batch_size, "),
+        (MINIMAL + "training: {batch_size: '64'}", "x.yaml: training.batch_size: should be a valid integer, not '64'"),
+        (MINIMAL + "training: {batch_size: 6.5}", "x.yaml: training.batch_size: should be a valid integer, not 6.5"),
+        (MINIMAL + "training: {batch_size: true}", "x.yaml: training.batch_size: should be a valid integer, not True"),
+        (MINIMAL + "training: {batch_size: 0}", "x.yaml: training.batch_size: should be greater than 0, not 0"),
+        (MINIMAL + "training: {batch_size: 1, batch_size: 2}", "x.yaml: not a YAML file: key 'batch_size' given twice"),
+        (MINIMAL + "training: {learning_rate: .nan}", "x.yaml: training.learning_rate: should be a finite number"),
+        (MINIMAL + "training: {ema_decay: 1.0}", "x.yaml: training.ema_decay: should be less than 1"),
+        (MINIMAL + "training: 3", "x.yaml: training: should be a valid dictionary"),
+        (MINIMAL + "diffusion: {prediction: w}", "x.yaml: diffusion.prediction: should be 'v', 'eps' or 'x', not 'w'"),
+        (MINIMAL + "diffusion: {logsnr_min: 20}", "x.yaml: diffusion.logsnr_min: must be less than logsnr_max"),
+        (MINIMAL.replace("32", "36"), "x.yaml: data.image_size: 36 cannot be divided by 8"),
+        (MINIMAL.replace("name: MNIST", "name: CIFAR"), "x.yaml: data.name: should be 'MNIST', 'FashionMNIST'"),
+        (MINIMAL + "network: {features: 3}", "x.yaml: network.features: should be a multiple of 2, not 3"),
+        (MINIMAL + "network: {attention_resolutions: [5]}", "x.yaml: network.attention_resolutions: 5 is none of"),
+        (MINIMAL + "network: {num_heads: 3}", "x.yaml: network.num_heads: 3 does not divide"),
+        (MINIMAL + "network: {multipliers: []}", "x.yaml: network.multipliers: List should have at least 1 item"),
+        (MINIMAL + "sampling: {variance: huge}", "x.yaml: sampling.variance: should be 'small' or 'large'"),
+        (
+            MINIMAL + "distillation: {num_training_steps_per_iteration: {8: 5}}",
+            "x.yaml: distillation.num_training_steps_per_iteration: has no `default`",
+        ),
+        (
+            MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 1, x: 5}}",
+            "x.yaml: distillation.num_training_steps_per_iteration.x: ",
+        ),
+        (
+            MINIMAL + "distillation: {num_training_steps_per_iteration: 2.5}",
+            "x.yaml: distillation.num_training_steps_per_iteration.default: should be a valid integer, not 2.5",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, text, message):
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_flag_is_named_as_a_flag(tmp_path):
+    with pytest.raises(InputError, match=r"^--batch_size: should be greater than 0, not -1$"):
+        load(tmp_path, MINIMAL, **{"training.batch_size": -1})
+    with pytest.raises(InputError, match=r"^--seed: should be greater than or equal to 0, not -1$"):
+        load(tmp_path, MINIMAL, seed=-1)
+    with pytest.raises(InputError, match=r"^--num_training_steps_per_iteration: should be greater than 0"):
+        load(tmp_path, MINIMAL, **{"distillation.num_training_steps_per_iteration": 0})
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+
+
+def test_a_configuration_survives_being_saved(tmp_path):
+    config = load(tmp_path, MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 10, 8: 99}}")
+    assert Config.model_validate(config.model_dump()) == config
+
+
+def test_differences_are_named():
+    there, here = {"a": {"b": 1, "c": [1]}, "d": None}, {"a": {"b": 2, "c": [1]}, "e": 3}
+    assert differences(there, here) == ["a.b is 1 there and 2 here", "e is None there and 3 here"]

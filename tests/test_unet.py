@@ -1,0 +1,118 @@
+import pytest
+import torch
+
+from models.noise_schedule import CosineSchedule
+from models.unet import UNet, group_norm, sinusoids
+
+SMALL = dict(
+    image_size=16, num_channels=1, features=8, multipliers=[1, 2], num_residual_blocks=1, attention_resolutions=[8]
+)
+
+
+def awake(network: UNet) -> UNet:
+    """A network in which the layers that begin at zero do not: everything reaches the output."""
+    for name, parameter in network.named_parameters():
+        if name.endswith("weight") and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network.eval()
+
+
+def test_begins_as_zero():
+    network = UNet(**SMALL)
+    assert not network(torch.randn(2, 1, 16, 16), torch.zeros(2)).any()
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3])
+@pytest.mark.parametrize(("patch_size", "image_size"), [(1, 16), (2, 16), (2, 20), (4, 24)])
+def test_shapes(num_channels, patch_size, image_size):
+    settings = SMALL | {"num_channels": num_channels, "patch_size": patch_size, "image_size": image_size}
+    z = torch.randn(2, num_channels, image_size, image_size)
+    assert awake(UNet(**settings))(z, torch.zeros(2)).shape == z.shape
+
+
+def test_full_size_is_the_papers():
+    """35 M parameters and 12 GFLOP an image, as the U-Net of Ho et al. 2020 for CIFAR-10."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = UNet(
+        image_size=32,
+        num_channels=1,
+        features=128,
+        multipliers=[1, 2, 2, 2],
+        num_residual_blocks=2,
+        attention_resolutions=[16],
+    )
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        network(torch.zeros(1, 1, 32, 32), torch.zeros(1))
+    assert 34e6 < sum(p.numel() for p in network.parameters()) < 40e6
+    assert 11e9 < flops.get_total_flops() < 13e9
+
+
+def test_the_network_sees_the_time():
+    """The embedding of times 1/64 apart differs clearly, over the whole range; with a bare angle it hardly does."""
+    schedule = CosineSchedule()
+    logsnr = schedule.logsnr(torch.linspace(0, 1, 65, dtype=torch.float64)).float()
+
+    def least_change(time_scale):
+        network = UNet(**SMALL, time_scale=time_scale)
+        position = torch.atan(torch.exp(-logsnr / 2)) / (torch.pi / 2) * network.time_scale
+        return sinusoids(position, network.features).diff(dim=0).norm(dim=1).min()
+
+    assert least_change(1000.0) > 0.5
+    assert least_change(1.0) < 0.05
+
+
+def test_the_time_reaches_the_output():
+    network = awake(UNet(**SMALL))
+    z = torch.randn(1, 1, 16, 16)
+    outputs = [network(z, torch.tensor([logsnr])) for logsnr in (-20.0, -1.0, 0.0, 1.0, 20.0)]
+    for one, other in zip(outputs, outputs[1:], strict=False):
+        assert (one - other).abs().max() > 0.01
+
+
+def test_samples_do_not_see_each_other():
+    network = awake(UNet(**SMALL))
+    z, logsnr = torch.randn(5, 1, 16, 16), torch.linspace(-3, 3, 5)
+    torch.testing.assert_close(network(z, logsnr)[2:3], network(z[2:3], logsnr[2:3]), atol=1e-5, rtol=1e-4)
+
+
+def test_every_parameter_learns():
+    network = awake(UNet(**SMALL, num_classes=3))
+    network(torch.randn(3, 1, 16, 16), torch.randn(3), torch.tensor([0, 1, 2])).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_attention_is_where_it_is_asked_for():
+    def attentions(resolutions):
+        network = UNet(**SMALL | {"attention_resolutions": resolutions})
+        return sum(name.endswith("to_qkv.weight") for name, _ in network.named_parameters())
+
+    assert attentions([]) == 1  # the middle
+    assert attentions([8]) == 1 + 1 + 2
+    assert attentions([8, 16]) == 1 + 2 + 4
+
+
+def test_classes():
+    network = awake(UNet(**SMALL, num_classes=3))
+    z = torch.randn(1, 1, 16, 16).expand(3, -1, -1, -1)
+    outputs = network(z, torch.zeros(3), torch.tensor([0, 1, 2]))
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="3 classes"):
+        network(z, torch.zeros(3))
+    with pytest.raises(ValueError, match="0 classes"):
+        UNet(**SMALL)(z, torch.zeros(3), torch.tensor([0, 1, 2]))
+
+
+def test_sizes_that_cannot_be_halved_are_refused():
+    with pytest.raises(ValueError, match="cannot be divided by 2"):
+        UNet(**SMALL | {"image_size": 15})
+    with pytest.raises(ValueError, match="15 x 16 cannot be divided by 2"):
+        UNet(**SMALL)(torch.zeros(1, 1, 15, 16), torch.zeros(1))
+    assert UNet(**SMALL)(torch.zeros(1, 1, 32, 16), torch.zeros(1)).shape == (1, 1, 32, 16)
+
+
+@pytest.mark.parametrize("channels", [2, 6, 8, 18, 32, 64, 96, 128, 256])
+def test_groups_divide_any_number_of_channels(channels):
+    norm = group_norm(channels)
+    assert channels % norm.num_groups == 0 and norm.num_groups <= 32
+    assert channels // norm.num_groups >= min(4, channels)

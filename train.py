@@ -1,0 +1,101 @@
+"""Trains a diffusion model: Algorithm 1 of Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512).
+
+    python train.py --config_path configs/ddpm_32x32_v_continuous_small.yaml
+
+An interrupted run continues with the same command; a finished one is taken further by more --num_training_steps.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+
+from models.diffusion import stratified, training_loss
+from utils import cli
+from utils.checkpoints import build_model, fingerprint, load_checkpoint
+from utils.config import Training, load_config
+from utils.data import load_data
+from utils.training import Trainer, checkpoint_path, delete_run, find_state, is_finished
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(description=__doc__)
+    parser.add_run_arguments(output_dir="output/<name of the config>")
+    parser.add_override("--num_training_steps", "training.num_training_steps", int, "steps of the optimizer")
+    parser.add_override("--batch_size", "training.batch_size", int, "images a step")
+    parser.add_override(
+        "--save_and_sample_every_n", "training.save_and_sample_every_n", int, "steps from checkpoint to checkpoint"
+    )
+    parser.add_argument(
+        "--load_model_weights_from_checkpoint",
+        metavar="CHECKPOINT",
+        help="begin with the weights of this diffusion-<step>.pt (default: random weights)",
+    )
+    return parser.parse_args()
+
+
+def learning_rate(settings: Training, step: int) -> float:
+    """A linear warm-up, then constant or falling to 0 at the end of training."""
+    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
+    left = 1 - step / settings.num_training_steps
+    decay = {"none": 1.0, "linear": left, "cosine": math.sin(left * math.pi / 2) ** 2}[settings.learning_rate_decay]
+    return settings.learning_rate * warmup * decay
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    config = load_config(arguments.config_path, cli.overrides(arguments))
+    settings = config.training
+    device = cli.choose_device(arguments.device)
+    folder = Path(arguments.output_dir or Path("output", Path(arguments.config_path).stem))
+    initial = arguments.load_model_weights_from_checkpoint
+    if initial:
+        checkpoint = load_checkpoint(initial)
+        checkpoint.require_same_model(config, arguments.config_path)
+
+    run = config.model_dump(exclude={"distillation": True, "training": {"num_training_steps"}})
+    run["load_model_weights_from_checkpoint"] = fingerprint(initial) if initial else None
+    state = None
+    if not arguments.restart:
+        state = find_state(folder, run, settings.num_training_steps, may_grow=True)
+    if is_finished(folder, state, settings.num_training_steps):
+        print(f"{folder}: finished, all {settings.num_training_steps} steps; more --num_training_steps go on from here")
+        return
+
+    data = load_data(config, device)
+    torch.manual_seed(config.seed)
+    model = build_model(config, device)
+    if initial:
+        model.network.load_state_dict(checkpoint.weights)
+    if arguments.restart:
+        delete_run(folder)
+    trainer = Trainer(
+        model,
+        config,
+        settings,
+        folder=folder,
+        run=run,
+        state=state,
+        num_steps=settings.num_training_steps,
+        learning_rate=lambda step: learning_rate(settings, step),
+        sampling_steps=None,
+        device=device,
+    )
+    print(
+        f"training on {device}, {len(data)} images, writing to {folder}"
+        + (f", from step {trainer.step}" if state else "")
+    )
+
+    for step in trainer.steps("training"):
+        x, label = data.batch(step, settings.batch_size)
+        t = stratified(len(x))
+        eps = torch.randn_like(x)
+        loss = training_loss(model, x, eps, t, settings.loss_weighting, label)
+        trainer.update(loss.mean())
+
+    print(f"the model is {checkpoint_path(folder, settings.num_training_steps)}, its samples lie beside it")
+
+
+if __name__ == "__main__":
+    cli.run(main)

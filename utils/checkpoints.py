@@ -1,0 +1,143 @@
+"""Checkpoints: enough to sample from a model and to teach with it, on any device; nothing in them is executed."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from models.diffusion import Diffusion
+from models.noise_schedule import SCHEDULES
+from models.unet import UNet
+from utils.config import Config, differences, explain
+from utils.errors import InputError
+from utils.files import write_atomically
+
+FORMAT_VERSION = 1
+UNDISTILLED_SAMPLING_STEPS = 1024
+
+
+def build_model(config: Config, device: torch.device, dropout: float | None = None) -> Diffusion:
+    """The model that a configuration describes, with fresh weights; `dropout` replaces the configuration's."""
+    settings = config.network.model_dump()
+    if dropout is not None:
+        settings["dropout"] = dropout
+    network = UNet(image_size=config.data.image_size, num_channels=config.data.num_channels, **settings)
+    diffusion = config.diffusion
+    schedule = SCHEDULES[diffusion.schedule](diffusion.logsnr_min, diffusion.logsnr_max)
+    # Channels last is the layout that convolutions compute in.
+    network = network.to(device, memory_format=torch.channels_last)
+    return Diffusion(network, schedule, diffusion.prediction)
+
+
+def _what_weights_mean(config: Config) -> dict[str, Any]:
+    """What two configurations must share for the weights of one to mean the same in the other."""
+    return {
+        "data": config.data.model_dump(include={"image_size", "num_channels"}),
+        "network": config.network.model_dump(exclude={"dropout"}),
+        "diffusion": config.diffusion.model_dump(),
+    }
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A `diffusion-<step>.pt`. `sampling_steps` is what it was distilled for, None for an undistilled model."""
+
+    path: Path
+    config: Config
+    step: int
+    sampling_steps: int | None
+    weights: dict[str, Tensor]
+
+    @property
+    def default_sampling_steps(self) -> int:
+        """The number of steps to sample it with."""
+        return self.sampling_steps or UNDISTILLED_SAMPLING_STEPS
+
+    def require_same_model(self, config: Config, config_name: str) -> None:
+        """Refuses a checkpoint whose weights would mean something else under the configuration.
+
+        Raises:
+            InputError: naming the first key that differs.
+        """
+        different = differences(_what_weights_mean(self.config), _what_weights_mean(config))
+        if different:
+            raise InputError(f"{self.path}: another model than {config_name} describes: {different[0]}")
+
+    def model(self, device: torch.device, dropout: float = 0.0) -> Diffusion:
+        """The model with the checkpoint's weights, as its own configuration describes it.
+
+        Raises:
+            InputError: the weights are those of another architecture.
+        """
+        model = build_model(self.config, device, dropout)
+        try:
+            model.network.load_state_dict(self.weights)
+        except RuntimeError as error:
+            problem = str(error).splitlines()[1].strip()
+            raise InputError(f"{self.path}: its weights do not fit its own configuration: {problem:.120}") from error
+        return model
+
+
+def save_checkpoint(
+    path: Path, weights: dict[str, Tensor], *, config: Config, step: int, sampling_steps: int | None
+) -> None:
+    """Writes `diffusion-<step>.pt`: plain tensors, numbers and strings."""
+    content = {
+        "format_version": FORMAT_VERSION,
+        "config": config.model_dump(),
+        "step": step,
+        "sampling_steps": sampling_steps,
+        "weights": {name: weight.cpu() for name, weight in weights.items()},
+    }
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def read_file(path: Path, keys: set[str], what: str) -> dict[str, Any]:
+    """A file written by torch.save that is a dictionary of just these keys, read without executing anything.
+
+    Raises:
+        InputError: there is none, it is truncated or something else, or of another format version.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # whatever a broken file makes the reader say, the file is what is wrong
+        raise InputError(f"{path}: truncated, or not {what} of this project") from error
+    if not isinstance(content, dict) or "format_version" not in content:
+        raise InputError(f"{path}: not {what} of this project")
+    if content["format_version"] != FORMAT_VERSION:
+        raise InputError(f"{path}: of format version {content['format_version']}; this code reads {FORMAT_VERSION}")
+    if content.keys() != keys | {"format_version"}:
+        raise InputError(f"{path}: not {what} of this project")
+    return content
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a `diffusion-<step>.pt`.
+
+    Raises:
+        InputError: the file is missing, truncated, no checkpoint, of another format version, or its contents are off.
+    """
+    path = Path(path)
+    content = read_file(path, {"config", "step", "sampling_steps", "weights"}, "a checkpoint")
+    try:
+        config = Config.model_validate(content["config"])
+    except ValidationError as error:
+        key, problem = explain(error)
+        raise InputError(f"{path}: the configuration in it is not valid: {key}: {problem}") from error
+    step, sampling_steps, weights = content["step"], content["sampling_steps"], content["weights"]
+    whole = isinstance(step, int) and isinstance(weights, dict) and all(isinstance(w, Tensor) for w in weights.values())
+    if not whole or not (sampling_steps is None or (isinstance(sampling_steps, int) and sampling_steps > 0)):
+        raise InputError(f"{path}: not a checkpoint of this project")
+    return Checkpoint(path, config, step, sampling_steps, weights)
+
+
+def fingerprint(path: str | Path) -> str:
+    """The SHA-256 of a file: two runs from the same teacher are known by it, wherever the file lies."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

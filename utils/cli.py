@@ -1,0 +1,88 @@
+"""What the scripts share at the command line: flags, the device, and errors in one line."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+from utils.errors import InputError
+
+CONFIG_KEY = "config:"  # flags whose destination begins so replace a key of the configuration
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help explains the flags)")
+
+    def add_override(self, flag: str, key: str, kind: type, help: str) -> None:
+        """A flag that replaces a key of the configuration; left out, it leaves the configuration's value."""
+        self.add_argument(
+            flag, dest=CONFIG_KEY + key, type=kind, metavar="N", help=f"{help} (default: the config's {key})"
+        )
+
+    def add_run_arguments(self, output_dir: str) -> None:
+        """The flags of a script that trains."""
+        self.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
+        self.add_argument("--output_dir", metavar="FOLDER", help=f"where everything is written (default: {output_dir})")
+        self.add_override("--seed", "seed", int, "seed of weights, order, noise and pictures")
+        self.add_device()
+        self.add_argument(
+            "--restart", action="store_true", help="delete what an earlier run left in the folder, and begin anew"
+        )
+
+    def add_device(self) -> None:
+        self.add_argument(
+            "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
+        )
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the configuration that flags replace, by dotted name."""
+    return {
+        name.removeprefix(CONFIG_KEY): value
+        for name, value in vars(arguments).items()
+        if name.startswith(CONFIG_KEY) and value is not None
+    }
+
+
+def positive_int(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"should be a whole number above 0, not {text!r}")
+    return int(text)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name is None:
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: not on this machine; `cpu` always is") from error
+    return device
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script: what the user can mend is one line on stderr and exit code 2; a bug keeps its traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,261 @@
+"""The configuration: what a YAML may say, and what is said to someone whose YAML says something else.
+
+Every key is explained in configs/ddpm_32x32_v_continuous.yaml, whose values are the defaults here.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from models.diffusion import LossWeighting, Prediction
+from utils.errors import InputError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Logsnr = Annotated[float, Field(ge=-60, le=60)]  # beyond, exp(logsnr) meets the limits of float32
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    name: Literal["MNIST", "FashionMNIST", "CIFAR10", "folder"]
+    root: str = "data"
+    image_size: PositiveInt
+    num_channels: Literal[1, 3]
+    random_flip: bool = False
+
+
+class Network(Section):
+    features: Annotated[PositiveInt, Field(multiple_of=2)] = 128
+    multipliers: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 2, 2]
+    num_residual_blocks: PositiveInt = 2
+    attention_resolutions: list[PositiveInt] = [16]
+    num_heads: PositiveInt = 1
+    patch_size: PositiveInt = 1
+    dropout: Decay = 0.1
+    time_scale: PositiveFloat = 1000.0
+    num_classes: NonNegativeInt = 0
+
+
+class DiffusionSettings(Section):
+    prediction: Prediction = "v"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    logsnr_min: Logsnr = -20.0
+    logsnr_max: Logsnr = 20.0
+
+
+class Optimization(Section):
+    """What training and distillation have in common."""
+
+    batch_size: PositiveInt = 128
+    learning_rate: PositiveFloat = 2e-4
+    loss_weighting: LossWeighting = "v_mse"
+    gradient_clipping: PositiveFloat = 1.0
+    ema_decay: Decay = 0.9999
+    save_and_sample_every_n: PositiveInt = 1000
+    log_every_n: PositiveInt = 50
+
+
+class Training(Optimization):
+    num_training_steps: PositiveInt = 10_000
+    warmup_steps: NonNegativeInt = 0
+    learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
+
+
+def _as_mapping(value: object) -> object:
+    return value if isinstance(value, dict) else {"default": value}
+
+
+StepsPerIteration = Annotated[
+    dict[Literal["default"] | PositiveInt, PositiveInt],
+    BeforeValidator(_as_mapping),
+]
+
+
+class Distillation(Optimization):
+    num_training_steps_per_iteration: StepsPerIteration = {"default": 5000}
+
+    @model_validator(mode="after")
+    def has_default(self) -> "Distillation":
+        if "default" not in self.num_training_steps_per_iteration:
+            raise ValueError("num_training_steps_per_iteration: has no `default`, for the steps that it does not name")
+        return self
+
+    def num_training_steps(self, sampling_steps: int) -> int:
+        """How long a student of so many sampling steps is trained."""
+        steps = self.num_training_steps_per_iteration
+        return steps.get(sampling_steps, steps["default"])
+
+
+class Sampling(Section):
+    sampler: Literal["ddim", "ancestral"] = "ddim"
+    variance: Literal["small", "large"] | Fraction = "large"
+    clip: bool = True
+    sampling_steps: PositiveInt = 128
+    num_samples: PositiveInt = 64
+    batch_size: PositiveInt = 64
+
+    @property
+    def variance_fraction(self) -> float:
+        """0 for `small`, 1 for `large`, or the fraction between."""
+        return {"small": 0.0, "large": 1.0}.get(self.variance, self.variance)
+
+
+class Config(Section):
+    seed: NonNegativeInt = 0
+    data: Data
+    network: Network = Network()
+    diffusion: DiffusionSettings = DiffusionSettings()
+    training: Training = Training()
+    distillation: Distillation = Distillation()
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Config":
+        network, size = self.network, self.data.image_size
+        downsampling = network.patch_size * 2 ** (len(network.multipliers) - 1)
+        if size % downsampling:
+            raise ValueError(
+                f"data.image_size: {size} cannot be divided by {downsampling}, "
+                f"as patch_size {network.patch_size} and {len(network.multipliers)} levels need"
+            )
+        sizes = {size // network.patch_size // 2**level: m for level, m in enumerate(network.multipliers)}
+        for resolution in network.attention_resolutions:
+            if resolution not in sizes:
+                known = ", ".join(map(str, sizes))
+                raise ValueError(f"network.attention_resolutions: {resolution} is none of the network's sizes, {known}")
+        for resolution in [*network.attention_resolutions, min(sizes)]:
+            if (network.features * sizes[resolution]) % network.num_heads:
+                raise ValueError(
+                    f"network.num_heads: {network.num_heads} does not divide the "
+                    f"{network.features * sizes[resolution]} channels at {resolution}x{resolution}"
+                )
+        if self.diffusion.logsnr_min >= self.diffusion.logsnr_max:
+            raise ValueError("diffusion.logsnr_min: must be less than logsnr_max")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-4 is a number also without a dot, and a key given twice is an error."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} given twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if content is None:
+        raise InputError(f"{path}: the file is empty; start from a copy of configs/ddpm_32x32_v_continuous.yaml")
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: should be sections of `key: value`, not a {type(content).__name__}")
+    return {key: value for key, value in content.items() if value is not None}  # an empty section has its defaults
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """The names of the keys beside the one at this place of the configuration."""
+    section: Any = Config
+    for name in location[:-1]:
+        section = section.model_fields[name].annotation
+    return list(section.model_fields)
+
+
+def explain(error: ValidationError) -> tuple[str, str]:
+    """The name of the first wrong key, and what is wrong with it."""
+    first = error.errors()[0]
+    location = first["loc"]
+    name = ".".join(str(part) for part in location if part != "[key]" and "[" not in str(part))
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _keys_at(location), n=1)
+        return name, "unknown key" + (f", did you mean {close[0]}?" if close else f"; {_keys_text(location)}")
+    if first["type"] == "missing":
+        return name, "missing; it has no default"
+    if first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+        key, _, problem = text.partition(": ")
+        return ".".join(filter(None, [name, key])), problem
+    message = first["msg"].replace("Input should be", "should be")
+    return name, f"{message}, not {first['input']!r:.60}"
+
+
+def _keys_text(location: tuple[int | str, ...]) -> str:
+    return f"the keys here are {', '.join(_keys_at(location))}"
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads and validates a configuration, whole, before anything starts.
+
+    Args:
+        path: a YAML file.
+        overrides: values of command-line flags by dotted key, such as {"training.batch_size": 32}.
+
+    Raises:
+        InputError: naming the file (or the flag), the key, what is wrong and what would be right.
+    """
+    path, overrides = Path(path), overrides or {}
+    content = _read_yaml(path)
+    for key, value in overrides.items():
+        section, _, name = key.rpartition(".")
+        if not section:
+            content[name] = value
+        elif isinstance(content.setdefault(section, {}), dict):
+            content[section] = content[section] | {name: value}
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        key, problem = explain(error)
+        flag = next((name for name in overrides if key == name or key.startswith(f"{name}.")), None)
+        where = f"--{flag.split('.')[-1]}" if flag else f"{path}: {key}" if key else f"{path}"
+        raise InputError(f"{where}: {problem}") from error
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as (dotted name, value) pairs."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What differs between two nested mappings, one sentence for each name."""
+    before, now = dict(flatten(there)), dict(flatten(here))
+    return [
+        f"{name} is {before.get(name)} there and {now.get(name)} here"
+        for name in before | now
+        if before.get(name) != now.get(name)
+    ]

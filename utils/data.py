@@ -1,0 +1,134 @@
+"""The images: a whole data set in memory as uint8, so that a training step never waits for it."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as transforms
+
+from utils.config import Config
+from utils.config import Data as DataSettings
+from utils.errors import InputError
+from utils.randomness import seed_of
+
+TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+
+
+class ImageData:
+    """Images [N, C, H, W] in uint8 and their classes [N], if any, in an order that a seed shuffles anew each epoch."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None, *, seed: int, random_flip: bool):
+        self.images, self.labels = images, labels
+        self.seed, self.random_flip = seed, random_flip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor | None]:
+        """The images [B, C, H, W] in [-1, 1] and classes [B] of a step: its place in the data needs no memory."""
+        indices = torch.cat(
+            [
+                _permutation(len(self), self.seed, epoch)[begin:end]
+                for epoch, begin, end in _epochs(step * batch_size, batch_size, len(self))
+            ]
+        ).to(self.images.device, non_blocking=True)
+        x = self.images[indices].float() / 127.5 - 1
+        if self.random_flip:
+            flip = torch.rand(batch_size) < 0.5
+            x = torch.where(flip.to(x.device, non_blocking=True)[:, None, None, None], x.flip(-1), x)
+        return x, None if self.labels is None else self.labels[indices]
+
+
+def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
+    """(epoch, begin, end) for `count` places from `start` on in an endless sequence of epochs of one length."""
+    pieces = []
+    while count:
+        epoch, begin = divmod(start, length)
+        end = min(begin + count, length)
+        pieces.append((epoch, begin, end))
+        start, count = start + end - begin, count - (end - begin)
+    return pieces
+
+
+@lru_cache(maxsize=2)
+def _permutation(length: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed_of("epoch", seed, index=epoch)))
+
+
+def load_data(config: Config, device: torch.device, train: bool = True) -> ImageData:
+    """The training (or test) images that a configuration names, in its size and channels, on the device.
+
+    Their classes come with them if the configuration has classes.
+
+    Raises:
+        InputError: the data are missing and cannot be fetched, or have other classes than the configuration says.
+    """
+    settings = config.data
+    if settings.name == "folder":
+        images, labels = _read_folder(settings)
+    else:
+        images, labels = _read_torchvision(settings, train)
+        images = _fit(images, settings)
+    num_classes = config.network.num_classes
+    if num_classes and int(labels.max()) >= num_classes:
+        raise InputError(f"network.num_classes: {num_classes}, but {settings.name} has {int(labels.max()) + 1} classes")
+    return ImageData(
+        images.to(device),
+        labels.to(device) if num_classes else None,
+        seed=config.seed,
+        random_flip=settings.random_flip,
+    )
+
+
+def _read_torchvision(settings: DataSettings, train: bool) -> tuple[Tensor, Tensor]:
+    """A data set of torchvision's as images [N, C, H, W] and classes [N]; fetched where it is not there."""
+    dataset_class = TORCHVISION[settings.name]
+    try:
+        dataset = dataset_class(settings.root, train=train, download=True)
+    except (AssertionError, ValueError, IndexError):
+        # A kill in the midst of unpacking left a piece of a file, which torchvision takes for the whole.
+        for unpacked in Path(settings.root, settings.name, "raw").glob("*-ubyte"):
+            unpacked.unlink()
+        dataset = dataset_class(settings.root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"data.root: {settings.root}: {settings.name} is not there and cannot be fetched: "
+            f"{' '.join(str(error).split()):.200}"
+        ) from error
+    images = torch.as_tensor(dataset.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return images, torch.as_tensor(dataset.targets)
+
+
+def _read_folder(settings: DataSettings) -> tuple[Tensor, Tensor]:
+    """All images below a folder; the class of each is the number of the folder that it lies in."""
+    root = Path(settings.root)
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise InputError(f"data.root: {root}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    classes = {folder: i for i, folder in enumerate(sorted({path.parent for path in paths}))}
+    images = torch.empty(len(paths), settings.num_channels, settings.image_size, settings.image_size, dtype=torch.uint8)
+    for i, path in enumerate(paths):
+        try:
+            image = decode_image(str(path), mode=ImageReadMode.RGB)
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{path}: not an image that can be read: {str(error).splitlines()[0]}") from error
+        images[i] = _fit(image[None], settings)[0]
+    return images, torch.tensor([classes[path.parent] for path in paths])
+
+
+def _fit(images: Tensor, settings: DataSettings) -> Tensor:
+    """Images [N, C, H, W] in uint8, cut to their middle square, in the configuration's size and channels."""
+    side = min(images.shape[-2:])
+    images = transforms.center_crop(images, [side, side])
+    if side != settings.image_size:
+        images = transforms.resize(images, [settings.image_size, settings.image_size], antialias=True)
+    if settings.num_channels == 3 and images.shape[1] == 1:
+        images = images.repeat(1, 3, 1, 1)
+    elif settings.num_channels == 1 and images.shape[1] == 3:
+        images = transforms.rgb_to_grayscale(images)
+    return images.contiguous()
