@@ -27,6 +27,7 @@ from utils.training import Trainer, checkpoint_path, delete_run, find_state, is_
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The flags; those of the configuration are None where they are left out."""
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments(output_dir="output/distilled/<name of the config>")
     parser.add_argument(
@@ -98,6 +99,8 @@ def delete_students(folder: Path) -> None:
     """Deletes what an earlier distillation wrote, and nothing else."""
     for path, _, _ in student_folders(folder):
         delete_run(path)
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def check_folder(folder: Path, students: list[int]) -> None:
@@ -147,6 +150,7 @@ def distill(
 
 
 def main() -> None:
+    """Everything is checked first; then one student after the other."""
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     students = halvings(arguments.initial_sampling_steps, arguments.distillation_iterations)

@@ -24,9 +24,10 @@ from utils.sampling import draw_samples
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The flags."""
     parser = cli.Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", metavar="CHECKPOINT", help="the diffusion-<step>.pt to sample")
+    what.add_argument("--checkpoint", metavar="CHECKPOINT", help="the diffusion-<step>.pt to sample; this or --compare is required")
     what.add_argument(
         "--compare",
         nargs="+",
@@ -88,11 +89,13 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
 
 
 def label_of(checkpoint: Checkpoint, steps: int) -> str:
+    """What stands above a panel."""
     who = "teacher" if checkpoint.sampling_steps is None else f"distilled to {checkpoint.sampling_steps}"
     return f"{who}, {steps} step{'s' if steps > 1 else ''}"
 
 
 def main() -> None:
+    """Everything is checked first; then one set of samples after the other."""
     arguments = parse_arguments()
     device = cli.choose_device(arguments.device)
     if arguments.compare:

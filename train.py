@@ -20,6 +20,7 @@ from utils.training import Trainer, checkpoint_path, delete_run, find_state, is_
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The flags; those of the configuration are None where they are left out."""
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments(output_dir="output/<name of the config>")
     parser.add_override("--num_training_steps", "training.num_training_steps", int, "steps of the optimizer")
@@ -44,6 +45,7 @@ def learning_rate(settings: Training, step: int) -> float:
 
 
 def main() -> None:
+    """Everything is checked first; then the loop."""
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.training

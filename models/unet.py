@@ -49,6 +49,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """h [B, in_channels, H, W] and embedding [B, E] to [B, out_channels, H, W]."""
         scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
         r = self.conv_in(F.silu(self.norm_in(h)))
         r = self.norm_out(r) * (1 + scale) + shift
@@ -66,6 +67,7 @@ class Attention(nn.Module):
         self.to_out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
+        """[B, channels, H, W] to the same shape."""
         q, k, v = rearrange(
             self.to_qkv(self.norm(h)), "b (three n d) y x -> three b n (y x) d", three=3, n=self.num_heads
         )
@@ -84,6 +86,7 @@ class Stage(nn.Module):
         self.attention = Attention(out_channels, num_heads) if attend else nn.Identity()
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """h [B, in_channels, H, W] and embedding [B, E] to [B, out_channels, H, W]."""
         return self.attention(self.block(h, embedding))
 
 

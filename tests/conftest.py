@@ -11,6 +11,8 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-identical runs are promised on the CPU
+os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread
+torch.set_num_threads(1)
 
 TINY = """
 data: {name: MNIST, root: %s, image_size: 16, num_channels: 1}

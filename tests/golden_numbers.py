@@ -24,7 +24,7 @@ def tensor(values: list, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def assert_golden(actual: Tensor, expected: list, *, cancellation: bool = False) -> None:
-    """float64: 1e-9 of each number, or 1e-6 where it is a small difference of large ones; float32: 1e-3 of the largest."""
+    """float64: 1e-9 of each number, or 1e-6 where large ones cancel; float32: 1e-3 of the largest."""
     expected = tensor(expected)
     if actual.dtype == torch.float64:
         torch.testing.assert_close(actual, expected, rtol=1e-6 if cancellation else 1e-9, atol=1e-12)

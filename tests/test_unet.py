@@ -1,12 +1,19 @@
+import itertools
+
 import pytest
 import torch
 
 from models.noise_schedule import CosineSchedule
 from models.unet import UNet, group_norm, sinusoids
 
-SMALL = dict(
-    image_size=16, num_channels=1, features=8, multipliers=[1, 2], num_residual_blocks=1, attention_resolutions=[8]
-)
+SMALL = {
+    "image_size": 16,
+    "num_channels": 1,
+    "features": 8,
+    "multipliers": [1, 2],
+    "num_residual_blocks": 1,
+    "attention_resolutions": [8],
+}
 
 
 def awake(network: UNet) -> UNet:
@@ -66,7 +73,7 @@ def test_the_time_reaches_the_output():
     network = awake(UNet(**SMALL))
     z = torch.randn(1, 1, 16, 16)
     outputs = [network(z, torch.tensor([logsnr])) for logsnr in (-20.0, -1.0, 0.0, 1.0, 20.0)]
-    for one, other in zip(outputs, outputs[1:], strict=False):
+    for one, other in itertools.pairwise(outputs):
         assert (one - other).abs().max() > 0.01
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: enough to sample from a model and to teach with it, on any device; nothing in them is executed."""
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def read_file(path: Path, keys: set[str], what: str) -> dict[str, Any]:
         InputError: there is none, it is truncated or something else, or of another format version.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what a foreign file makes PyTorch say is said below, in a line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # whatever a broken file makes the reader say, the file is what is wrong

@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
+        """Instead of the whole usage, one line."""
         raise InputError(f"{message} (--help explains the flags)")
 
     def add_override(self, flag: str, key: str, kind: type, help: str) -> None:
@@ -38,6 +39,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_device(self) -> None:
+        """The flag that `choose_device` reads."""
         self.add_argument(
             "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
         )

@@ -31,10 +31,14 @@ Logsnr = Annotated[float, Field(ge=-60, le=60)]  # beyond, exp(logsnr) meets the
 
 
 class Section(BaseModel):
+    """A part of the configuration: unknown keys and other types than the declared ones are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(Section):
+    """Which images, and in what form."""
+
     name: Literal["MNIST", "FashionMNIST", "CIFAR10", "folder"]
     root: str = "data"
     image_size: PositiveInt
@@ -43,6 +47,8 @@ class Data(Section):
 
 
 class Network(Section):
+    """The U-Net: see models/unet.py."""
+
     features: Annotated[PositiveInt, Field(multiple_of=2)] = 128
     multipliers: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 2, 2]
     num_residual_blocks: PositiveInt = 2
@@ -55,6 +61,8 @@ class Network(Section):
 
 
 class DiffusionSettings(Section):
+    """What the network predicts, and the noise schedule."""
+
     prediction: Prediction = "v"
     schedule: Literal["cosine", "linear"] = "cosine"
     logsnr_min: Logsnr = -20.0
@@ -74,6 +82,8 @@ class Optimization(Section):
 
 
 class Training(Optimization):
+    """How train.py trains."""
+
     num_training_steps: PositiveInt = 10_000
     warmup_steps: NonNegativeInt = 0
     learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
@@ -90,10 +100,13 @@ StepsPerIteration = Annotated[
 
 
 class Distillation(Optimization):
+    """How distill.py trains each student."""
+
     num_training_steps_per_iteration: StepsPerIteration = {"default": 5000}
 
     @model_validator(mode="after")
     def has_default(self) -> "Distillation":
+        """Students that are not named need a number of steps, too."""
         if "default" not in self.num_training_steps_per_iteration:
             raise ValueError("num_training_steps_per_iteration: has no `default`, for the steps that it does not name")
         return self
@@ -105,6 +118,8 @@ class Distillation(Optimization):
 
 
 class Sampling(Section):
+    """How pictures are drawn."""
+
     sampler: Literal["ddim", "ancestral"] = "ddim"
     variance: Literal["small", "large"] | Fraction = "large"
     clip: bool = True
@@ -119,6 +134,8 @@ class Sampling(Section):
 
 
 class Config(Section):
+    """The whole of a lesson."""
+
     seed: NonNegativeInt = 0
     data: Data
     network: Network = Network()
@@ -129,6 +146,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
+        """What no key can be blamed for alone."""
         network, size = self.network, self.data.image_size
         downsampling = network.patch_size * 2 ** (len(network.multipliers) - 1)
         if size % downsampling:

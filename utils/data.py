@@ -4,9 +4,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import datasets
-from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
 
 from utils.config import Config
@@ -88,12 +88,13 @@ def _read_torchvision(settings: DataSettings, train: bool) -> tuple[Tensor, Tens
     """A data set of torchvision's as images [N, C, H, W] and classes [N]; fetched where it is not there."""
     dataset_class = TORCHVISION[settings.name]
     try:
-        dataset = dataset_class(settings.root, train=train, download=True)
-    except (AssertionError, ValueError, IndexError):
-        # A kill in the midst of unpacking left a piece of a file, which torchvision takes for the whole.
-        for unpacked in Path(settings.root, settings.name, "raw").glob("*-ubyte"):
-            unpacked.unlink()
-        dataset = dataset_class(settings.root, train=train, download=True)
+        try:
+            dataset = dataset_class(settings.root, train=train, download=True)
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            # A kill in the midst of unpacking leaves a piece of a file, which torchvision takes for the whole.
+            for packed in Path(settings.root, settings.name, "raw").glob("*-ubyte.gz"):
+                packed.with_suffix("").unlink(missing_ok=True)
+            dataset = dataset_class(settings.root, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"data.root: {settings.root}: {settings.name} is not there and cannot be fetched: "
@@ -114,9 +115,9 @@ def _read_folder(settings: DataSettings) -> tuple[Tensor, Tensor]:
     images = torch.empty(len(paths), settings.num_channels, settings.image_size, settings.image_size, dtype=torch.uint8)
     for i, path in enumerate(paths):
         try:
-            image = decode_image(str(path), mode=ImageReadMode.RGB)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{path}: not an image that can be read: {str(error).splitlines()[0]}") from error
+            image = transforms.pil_to_tensor(Image.open(path).convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path}: not an image that can be read") from error
         images[i] = _fit(image[None], settings)[0]
     return images, torch.tensor([classes[path.parent] for path in paths])
 

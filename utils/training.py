@@ -34,6 +34,7 @@ RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of a step."""
     return folder / f"diffusion-{step}.pt"
 
 
@@ -122,12 +123,12 @@ class Trainer:
 
     def steps(self, description: str) -> Iterator[int]:
         """Counts the steps that are left to take; between them, saves and samples as often as the settings say."""
-        begun_at, save_every = self.step, self.settings.save_and_sample_every_n
         self.model.network.train()
         with tqdm(total=self.num_steps, initial=self.step, desc=description, unit="step") as self.bar:
             self._begin_interval()
             while True:
-                due = self.step > begun_at and self.step % save_every == 0
+                # A run that continues comes by here first, and makes what a kill kept it from writing.
+                due = self.step > 0 and self.step % self.settings.save_and_sample_every_n == 0
                 if due or self.step == self.num_steps:
                     self._save()
                 if self.step == self.num_steps:

@@ -1,0 +1,161 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from models.diffusion import Diffusion
+from utils.checkpoints import FORMAT_VERSION, build_model, fingerprint, load_checkpoint, save_checkpoint
+from utils.config import Config
+from utils.errors import InputError
+
+CPU = torch.device("cpu")
+CONFIG = Config.model_validate(
+    {
+        "data": {"name": "MNIST", "image_size": 8, "num_channels": 1},
+        "network": {"features": 8, "multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": []},
+        "distillation": {"num_training_steps_per_iteration": {"default": 3, 8: 5}},
+    }
+)
+
+
+@pytest.fixture
+def model() -> Diffusion:
+    model = build_model(CONFIG, CPU)
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture
+def path(tmp_path, model):
+    path = tmp_path / "diffusion-7.pt"
+    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=16)
+    return path
+
+
+def test_what_is_saved_is_what_is_loaded(path, model):
+    checkpoint = load_checkpoint(path)
+    assert (checkpoint.config, checkpoint.step, checkpoint.sampling_steps) == (CONFIG, 7, 16)
+    z, logsnr = torch.randn(2, 1, 8, 8), torch.randn(2)
+    again = checkpoint.model(CPU)
+    assert torch.equal(again.network.eval()(z, logsnr), model.network.eval()(z, logsnr))
+    assert (again.schedule, again.prediction) == (model.schedule, model.prediction)
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_an_undistilled_model_is_sampled_with_1024_steps(path, model):
+    assert load_checkpoint(path).default_sampling_steps == 16
+    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=None)
+    assert load_checkpoint(path).default_sampling_steps == 1024
+
+
+def test_a_student_has_no_dropout(path):
+    assert CONFIG.network.dropout > 0
+    dropouts = [m.p for m in load_checkpoint(path).model(CPU).network.modules() if isinstance(m, torch.nn.Dropout)]
+    assert dropouts and not any(dropouts)
+
+
+def changed(path, **changes) -> None:
+    content = torch.load(path, weights_only=True)
+    torch.save(content | changes, path)
+
+
+def test_other_format_version(path):
+    changed(path, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(InputError, match=rf"format version {FORMAT_VERSION + 1}; this code reads {FORMAT_VERSION}"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "7"},
+        {"sampling_steps": 0},
+        {"sampling_steps": 2.0},
+        {"weights": [1]},
+        {"weights": {"a": 1}},
+        {"new": 1},
+    ],
+)
+def test_contents_of_another_kind(path, changes):
+    changed(path, **changes)
+    with pytest.raises(InputError, match="not a checkpoint of this project"):
+        load_checkpoint(path)
+
+
+def test_weights_of_another_architecture(path):
+    weights = load_checkpoint(path).weights
+    changed(path, weights=dict(list(weights.items())[1:]))
+    with pytest.raises(InputError, match="its weights do not fit its own configuration: Missing key"):
+        load_checkpoint(path).model(CPU)
+    changed(path, weights={name: torch.zeros(1) for name in weights})
+    with pytest.raises(InputError, match="its weights do not fit its own configuration: size mismatch"):
+        load_checkpoint(path).model(CPU)
+
+
+def test_an_invalid_configuration_inside(path):
+    changed(path, config={"data": {"name": "MNIST"}})
+    with pytest.raises(InputError, match=r"the configuration in it is not valid: data.image_size: missing"):
+        load_checkpoint(path)
+
+
+def test_broken_files(path, tmp_path):
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:10], b"", b"hello", pickle.dumps({"step": 1})):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="truncated, or not a checkpoint of this project"):
+            load_checkpoint(path)
+    torch.save({"weights": 1}, path)
+    with pytest.raises(InputError, match="not a checkpoint of this project"):
+        load_checkpoint(path)
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        load_checkpoint(tmp_path / "nowhere.pt")
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        load_checkpoint(tmp_path)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path):
+    torch.save({"format_version": FORMAT_VERSION, "weights": Malicious(str(tmp_path / "executed"))}, tmp_path / "x.pt")
+    with pytest.raises(InputError, match="truncated, or not a checkpoint"):
+        load_checkpoint(tmp_path / "x.pt")
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("diffusion", "prediction", "eps"),
+        ("diffusion", "schedule", "linear"),
+        ("diffusion", "logsnr_min", -15.0),
+        ("network", "features", 16),
+        ("data", "num_channels", 3),
+    ],
+)
+def test_another_model_is_refused_by_name(path, section, key, value):
+    other = CONFIG.model_dump()
+    other[section][key] = value
+    with pytest.raises(InputError, match=rf"another model than x.yaml describes: {section}.{key} is .* {value} here"):
+        load_checkpoint(path).require_same_model(Config.model_validate(other), "x.yaml")
+
+
+def test_what_does_not_change_the_model_is_not_refused(path):
+    other = CONFIG.model_dump()
+    other["network"]["dropout"], other["training"]["batch_size"] = 0.5, 3
+    load_checkpoint(path).require_same_model(Config.model_validate(other), "x.yaml")
+
+
+def test_fingerprint_is_of_the_content(path):
+    before = fingerprint(path)
+    path.rename(path.with_name("moved.pt"))
+    assert fingerprint(path.with_name("moved.pt")) == before
+    changed(path.with_name("moved.pt"), step=8)
+    assert fingerprint(path.with_name("moved.pt")) != before

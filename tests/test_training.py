@@ -1,0 +1,152 @@
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from models.diffusion import Diffusion
+from models.noise_schedule import CosineSchedule
+from utils.config import Config, Training
+from utils.errors import InputError
+from utils.training import Trainer, delete_run, find_state
+
+CONFIG = Config.model_validate(
+    {
+        "data": {"name": "MNIST", "image_size": 2, "num_channels": 1},
+        "network": {"features": 2, "multipliers": [1], "attention_resolutions": []},
+        "training": {"num_training_steps": 40, "ema_decay": 0.9, "log_every_n": 4, "save_and_sample_every_n": 10},
+        "sampling": {"num_samples": 1, "sampling_steps": 1},
+    }
+)
+
+
+class Scalar(nn.Module):
+    """A network of one weight, so that what is done to it can be followed by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z, logsnr, label=None):
+        return self.weight * z
+
+
+def make_trainer(folder, *, state=None, num_steps=40, run=None) -> Trainer:
+    return Trainer(
+        Diffusion(Scalar(), CosineSchedule(), "v"),
+        CONFIG,
+        CONFIG.training,
+        folder=folder,
+        run=run or {"a": 1},
+        state=state,
+        num_steps=num_steps,
+        learning_rate=lambda step: 0.1,
+        sampling_steps=None,
+        device=torch.device("cpu"),
+    )
+
+
+def take_steps(trainer: Trainer, target: float = 1.0) -> None:
+    for _ in trainer.steps("test"):
+        trainer.update((trainer.model.network.weight - target).square())
+
+
+def test_the_average_is_warmed_up(tmp_path):
+    """EMA with decay min(0.9, (1 + n) / (10 + n)), by hand."""
+    trainer = make_trainer(tmp_path)
+    expected = None
+    for step in trainer.steps("test"):
+        trainer.update((trainer.model.network.weight - 1).square())
+        weight = trainer.model.network.weight.item()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+        assert trainer.ema.module.weight.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_are_clipped(tmp_path):
+    trainer = make_trainer(tmp_path, num_steps=1)
+    for _ in trainer.steps("test"):
+        trainer.update(1000 * trainer.model.network.weight)
+        assert trainer.model.network.weight.grad.item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_what_a_run_writes(tmp_path):
+    take_steps(make_trainer(tmp_path, num_steps=25))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    steps = (10, 20, 25)
+    expected = [f"diffusion-{s}.pt" for s in steps] + [f"sample-{s}.png" for s in steps]
+    assert names == sorted([*expected, "metrics.jsonl", "training_state.pt"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 10, 12, 16, 20, 24, 25]
+    assert lines[0]["loss"] > lines[-1]["loss"] > 0
+    assert lines[0].keys() == {"step", "loss", "gradient_norm", "learning_rate", "steps_per_second"}
+
+
+def test_a_run_that_was_cut_off_forgets_the_lines_it_will_write_again(tmp_path):
+    take_steps(make_trainer(tmp_path, num_steps=20))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 24, "loss": 1.0}\n{"step": 28, "lo')
+    (tmp_path / "diffusion-20.pt").unlink()
+    state = find_state(tmp_path, {"a": 1}, 20)
+    take_steps(make_trainer(tmp_path, num_steps=20, state=state))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 20
+    assert (tmp_path / "diffusion-20.pt").exists()
+
+
+def test_a_state_of_another_run_is_refused_by_name(tmp_path):
+    take_steps(make_trainer(tmp_path, num_steps=10, run={"training": {"batch_size": 3}, "seed": 0}))
+    with pytest.raises(InputError, match=r"training_state.pt: belongs to another run: training.batch_size is 3 there"):
+        find_state(tmp_path, {"training": {"batch_size": 4}, "seed": 0}, 10)
+    assert find_state(tmp_path, {"training": {"batch_size": 3}, "seed": 0}, 10)["step"] == 10
+
+
+def test_only_a_finished_run_may_grow(tmp_path):
+    take_steps(make_trainer(tmp_path, num_steps=10))
+    assert find_state(tmp_path, {"a": 1}, 20, may_grow=True)["step"] == 10
+    for num_steps, may_grow in ((20, False), (5, True)):
+        with pytest.raises(InputError, match=rf"10 there \(10 taken\) and {num_steps} here"):
+            find_state(tmp_path, {"a": 1}, num_steps, may_grow=may_grow)
+    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
+    torch.save(state | {"num_steps": 30}, tmp_path / "training_state.pt")
+    with pytest.raises(InputError, match="only a finished run can be taken further"):
+        find_state(tmp_path, {"a": 1}, 40, may_grow=True)
+
+
+def test_broken_states_are_refused(tmp_path):
+    take_steps(make_trainer(tmp_path, num_steps=10))
+    path = tmp_path / "training_state.pt"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"training_state.pt: truncated, or not a training state"):
+        find_state(tmp_path, {"a": 1}, 10)
+    path.unlink()
+    with pytest.raises(InputError, match=r"diffusion-10.pt: in the way: a checkpoint without training_state.pt"):
+        find_state(tmp_path, {"a": 1}, 10)
+
+
+def test_deleting_a_run_deletes_nothing_else(tmp_path):
+    take_steps(make_trainer(tmp_path, num_steps=10))
+    (tmp_path / "notes.txt").write_text("mine")
+    delete_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stands(tmp_path, bad):
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(InputError, match="the loss is not finite in the steps up to 16: stopped"):
+        for step in trainer.steps("test"):
+            trainer.update((trainer.model.network.weight - 1).square() * (bad if step >= 13 else 1))
+    state = find_state(tmp_path, {"a": 1}, 40)
+    assert state["step"] == 10 and torch.isfinite(state["network"]["weight"])
+
+
+def test_learning_rates():
+    settings = Training(num_training_steps=100, learning_rate=1.0, warmup_steps=9)
+    assert [train.learning_rate(settings, step) for step in (0, 4, 9, 99)] == [0.1, 0.5, 1.0, 1.0]
+    settings = Training(num_training_steps=100, learning_rate=2.0, learning_rate_decay="linear")
+    assert [train.learning_rate(settings, step) for step in (0, 50, 100)] == [2.0, 1.0, 0.0]
+    settings = Training(num_training_steps=100, learning_rate=2.0, learning_rate_decay="cosine")
+    assert [train.learning_rate(settings, step) for step in (0, 50, 100)] == pytest.approx([2.0, 1.0, 0.0])
