@@ -27,7 +27,9 @@ def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = cli.Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--checkpoint", metavar="CHECKPOINT", help="the diffusion-<step>.pt to sample; this or --compare is required")
+    what.add_argument(
+        "--checkpoint", metavar="CHECKPOINT", help="the diffusion-<step>.pt to sample; this or --compare is required"
+    )
     what.add_argument(
         "--compare",
         nargs="+",

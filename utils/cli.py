@@ -1,6 +1,7 @@
 """What the scripts share at the command line: flags, the device, and errors in one line."""
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -78,8 +79,22 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def keep_freed_memory() -> None:
+    """Lets the C library of Linux keep the memory of freed tensors instead of giving it back to the system.
+
+    A step frees and takes the same large blocks again; fetched from the system, each of their pages is a fault. On a
+    two-core machine that was an eighth of the time of a training run.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a script: what the user can mend is one line on stderr and exit code 2; a bug keeps its traceback."""
+    keep_freed_memory()
     try:
         main()
     except InputError as error:

@@ -1,0 +1,61 @@
+# make lesson    the small lesson: train, distill from 1024 sampling steps to 8, compare; continues what is unfinished
+# make further   goes on from there to 4, 2 and 1 steps
+# make test      lint, then all tests
+# make lint      ruff: style and format
+
+PYTHON ?= python3
+BIN := .venv/bin
+NAME := ddpm_32x32_v_continuous_small
+CONFIG := configs/$(NAME).yaml
+TEACHER := output/$(NAME)/diffusion-2000.pt
+STUDENTS := output/distilled/$(NAME)
+STUDENT := $(STUDENTS)/7_8/diffusion-600.pt
+LAST_STUDENT := $(STUDENTS)/10_1/diffusion-500.pt
+PICTURE := output/lesson-8-steps.png
+FURTHER_PICTURE := output/lesson-4-2-1-steps.png
+DISTILL := $(BIN)/python distill.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
+	--initial_sampling_steps 512 --distillation_iterations
+
+.PHONY: lesson further test lint
+
+lesson: $(PICTURE)
+	@echo "The lesson is done. The pictures, best first:"
+	@echo "  $(PICTURE)   teacher at 1024 steps | teacher at 8 | student at 8, from the same noise"
+	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sed 's/^/  /'
+
+further: $(FURTHER_PICTURE)
+	@echo "  $(FURTHER_PICTURE)   teacher beside student, at 4, 2 and 1 steps"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/tests-installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(TEACHER): | .venv/installed
+	$(BIN)/python train.py --config_path $(CONFIG)
+
+$(STUDENT): $(TEACHER)
+	$(DISTILL) 7
+
+$(PICTURE): $(STUDENT)
+	$(BIN)/python sample.py --compare $(TEACHER):1024 $(TEACHER):8 $(STUDENT):8 --output $@
+
+$(LAST_STUDENT): $(STUDENT)
+	$(DISTILL) 10
+
+$(FURTHER_PICTURE): $(LAST_STUDENT)
+	$(BIN)/python sample.py --num_samples 25 --output $@ --compare \
+		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
+		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
+		$(TEACHER):1 $(LAST_STUDENT)
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/tests-installed: tests/requirements.txt .venv/installed
+	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@

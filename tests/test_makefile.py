@@ -1,0 +1,24 @@
+import re
+import subprocess
+
+from conftest import ROOT
+
+from utils.config import load_config
+
+
+def makefile_variable(name: str) -> str:
+    """The value of a variable as make itself sees it."""
+    line = f"print: ; @echo $({name})"
+    command = ["make", "--no-print-directory", "-f", "Makefile", "--eval", line, "print"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_lesson_expects_what_its_configuration_makes():
+    config = load_config(ROOT / makefile_variable("CONFIG"))
+    assert makefile_variable("TEACHER").endswith(f"/diffusion-{config.training.num_training_steps}.pt")
+    recipes = (ROOT / "Makefile").read_text()
+    students = re.findall(r"/(\d+)_(\d+)/diffusion-(\d+)\.pt", recipes)
+    assert len(students) == 4
+    for iteration, sampling_steps, step in students:
+        assert int(sampling_steps) == 1024 // 2 ** int(iteration)
+        assert int(step) == config.distillation.num_training_steps(int(sampling_steps))
