@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NAME := ddpm_32x32_v_continuous_small
 CONFIG := configs/$(NAME).yaml
-TEACHER := output/$(NAME)/diffusion-2000.pt
+TEACHER := output/$(NAME)/diffusion-2500.pt
 STUDENTS := output/distilled/$(NAME)
 STUDENT := $(STUDENTS)/7_8/diffusion-600.pt
 LAST_STUDENT := $(STUDENTS)/10_1/diffusion-500.pt
@@ -19,9 +19,9 @@ DISTILL := $(BIN)/python distill.py --config_path $(CONFIG) --teacher_model_chec
 .PHONY: lesson further test lint
 
 lesson: $(PICTURE)
-	@echo "The lesson is done. The pictures, best first:"
+	@echo "The lesson is done. Its pictures:"
 	@echo "  $(PICTURE)   teacher at 1024 steps | teacher at 8 | student at 8, from the same noise"
-	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sed 's/^/  /'
+	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
 
 further: $(FURTHER_PICTURE)
 	@echo "  $(FURTHER_PICTURE)   teacher beside student, at 4, 2 and 1 steps"

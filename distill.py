@@ -12,7 +12,6 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,7 +22,8 @@ from utils.config import Config, load_config
 from utils.data import ImageData, load_data
 from utils.errors import InputError
 from utils.files import prepare_folder
-from utils.training import Trainer, checkpoint_path, delete_run, find_state, is_finished
+from utils.run import Run, delete_run
+from utils.training import Trainer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -95,14 +95,6 @@ def student_folders(folder: Path) -> Iterator[tuple[Path, int, int]]:
             yield path, int(match[1]), int(match[2])
 
 
-def delete_students(folder: Path) -> None:
-    """Deletes what an earlier distillation wrote, and nothing else."""
-    for path, _, _ in student_folders(folder):
-        delete_run(path)
-        if not any(path.iterdir()):
-            path.rmdir()
-
-
 def check_folder(folder: Path, students: list[int]) -> None:
     """Refuses to continue in a folder with students of other numbers of steps."""
     for path, iteration, steps in student_folders(folder):
@@ -113,19 +105,22 @@ def check_folder(folder: Path, students: list[int]) -> None:
             )
 
 
+def prepare(folder: Path, config: Config, device: torch.device, restart: bool) -> ImageData:
+    """The data, and a folder without an earlier distillation if that is wanted; when all else has been checked."""
+    data = load_data(config, device)
+    prepare_folder(folder)
+    for path, _, _ in student_folders(folder) if restart else ():
+        delete_run(path)
+        if not any(path.iterdir()):
+            path.rmdir()
+    return data
+
+
 def distill(
-    teacher_checkpoint: Checkpoint,
-    sampling_steps: int,
-    *,
-    config: Config,
-    data: ImageData,
-    folder: Path,
-    run: dict[str, Any],
-    state: dict[str, Any] | None,
-    device: torch.device,
+    teacher_checkpoint: Checkpoint, sampling_steps: int, config: Config, data: ImageData, run: Run, device: torch.device
 ) -> None:
     """One iteration of Algorithm 2: a student of `sampling_steps` (N) steps learns from a teacher of 2N."""
-    settings, num_training_steps = config.distillation, config.distillation.num_training_steps(sampling_steps)
+    settings = config.distillation
     teacher = teacher_checkpoint.model(device)
     teacher.network.eval().requires_grad_(False)
     student = teacher_checkpoint.model(device)  # the student begins as its teacher; neither has dropout
@@ -133,16 +128,13 @@ def distill(
         student,
         config,
         settings,
-        folder=folder,
-        run=run,
-        state=state,
-        num_steps=num_training_steps,
-        learning_rate=lambda step: settings.learning_rate * (1 - step / num_training_steps),  # annealed to 0
+        run,
+        learning_rate=lambda step: settings.learning_rate * (1 - step / run.num_steps),  # annealed to 0
         sampling_steps=sampling_steps,
         device=device,
     )
     for step in trainer.steps(f"{2 * sampling_steps} -> {sampling_steps}"):
-        x, label = data.batch(step, settings.batch_size)
+        x, label = data.batch(step, settings.batch_size, order=sampling_steps)
         i = 1 + (stratified(len(x)) * sampling_steps).long()  # t = i/N, i in {1, ..., N}
         eps = torch.randn_like(x)
         loss = distillation_loss(student, teacher, x, eps, i, sampling_steps, settings.loss_weighting, label)
@@ -160,36 +152,23 @@ def main() -> None:
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
     if not arguments.restart:
         check_folder(folder, students)
-    data = None
+    data = None  # until there is something to do
 
     for iteration, sampling_steps in enumerate(students, start=1):
-        student_folder = folder / f"{iteration}_{sampling_steps}"
+        identity = config.model_dump(exclude={"training": True, "distillation": {"num_training_steps_per_iteration"}})
+        identity |= {"teacher_model_checkpoint": fingerprint(teacher.path), "sampling_steps": sampling_steps}
         num_training_steps = config.distillation.num_training_steps(sampling_steps)
-        run = config.model_dump(exclude={"training": True, "distillation": {"num_training_steps_per_iteration"}})
-        run |= {"teacher_model_checkpoint": fingerprint(teacher.path), "sampling_steps": sampling_steps}
-        state = None if arguments.restart else find_state(student_folder, run, num_training_steps)
-        if is_finished(student_folder, state, num_training_steps):
-            print(f"{student_folder}: finished, all {num_training_steps} steps")
+        student_folder = folder / f"{iteration}_{sampling_steps}"
+        run = Run.find(student_folder, identity, num_training_steps, restart=arguments.restart)
+        if run.finished:
+            print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:
-            if data is None:
-                data = load_data(config, device)
-                prepare_folder(folder)
-                if arguments.restart:
-                    delete_students(folder)
+            data = data or prepare(folder, config, device, arguments.restart)
             print(
-                f"distilling on {device}, {2 * sampling_steps} -> {sampling_steps} steps, writing to {student_folder}"
+                f"distilling on {device} from {2 * sampling_steps} to {sampling_steps} steps, writing to {run.folder}"
             )
-            distill(
-                teacher,
-                sampling_steps,
-                config=config,
-                data=data,
-                folder=student_folder,
-                run=run,
-                state=state,
-                device=device,
-            )
-        teacher = load_checkpoint(checkpoint_path(student_folder, num_training_steps))
+            distill(teacher, sampling_steps, config, data, run, device)
+        teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
 
     print(f"the student of {teacher.sampling_steps} steps is {teacher.path}, its samples lie beside it")
 

@@ -16,7 +16,8 @@ from utils import cli
 from utils.checkpoints import build_model, fingerprint, load_checkpoint
 from utils.config import Training, load_config
 from utils.data import load_data
-from utils.training import Trainer, checkpoint_path, delete_run, find_state, is_finished
+from utils.run import Run, delete_run
+from utils.training import Trainer
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -56,13 +57,11 @@ def main() -> None:
         checkpoint = load_checkpoint(initial)
         checkpoint.require_same_model(config, arguments.config_path)
 
-    run = config.model_dump(exclude={"distillation": True, "training": {"num_training_steps"}})
-    run["load_model_weights_from_checkpoint"] = fingerprint(initial) if initial else None
-    state = None
-    if not arguments.restart:
-        state = find_state(folder, run, settings.num_training_steps, may_grow=True)
-    if is_finished(folder, state, settings.num_training_steps):
-        print(f"{folder}: finished, all {settings.num_training_steps} steps; more --num_training_steps go on from here")
+    identity = config.model_dump(exclude={"distillation": True, "training": {"num_training_steps"}})
+    identity["load_model_weights_from_checkpoint"] = fingerprint(initial) if initial else None
+    run = Run.find(folder, identity, settings.num_training_steps, restart=arguments.restart, may_grow=True)
+    if run.finished:
+        print(f"{folder}: finished, all {run.num_steps} steps; more --num_training_steps go on from here")
         return
 
     data = load_data(config, device)
@@ -76,18 +75,12 @@ def main() -> None:
         model,
         config,
         settings,
-        folder=folder,
-        run=run,
-        state=state,
-        num_steps=settings.num_training_steps,
+        run,
         learning_rate=lambda step: learning_rate(settings, step),
         sampling_steps=None,
         device=device,
     )
-    print(
-        f"training on {device}, {len(data)} images, writing to {folder}"
-        + (f", from step {trainer.step}" if state else "")
-    )
+    print(f"training on {device} from step {trainer.step}, {len(data)} images, writing to {folder}")
 
     for step in trainer.steps("training"):
         x, label = data.batch(step, settings.batch_size)
@@ -96,7 +89,7 @@ def main() -> None:
         loss = training_loss(model, x, eps, t, settings.loss_weighting, label)
         trainer.update(loss.mean())
 
-    print(f"the model is {checkpoint_path(folder, settings.num_training_steps)}, its samples lie beside it")
+    print(f"the model is {run.final_checkpoint}, its samples lie beside it")
 
 
 if __name__ == "__main__":

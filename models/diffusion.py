@@ -8,7 +8,7 @@ With the angle phi = atan(sigma / alpha) of the noise schedule, noising rotates 
 and the same rotation backwards gives x = cos(phi) z - sin(phi) v and eps = sin(phi) z + cos(phi) v: no division,
 stable at every time. One DDIM step from the angle phi to psi turns z by their difference.
 
-Images and everything shaped like them are [B, C, H, W]; times and angles are [B] in float64.
+Images and everything shaped like them are [B, C, H, W]; times and angles are [B] in float64, on the CPU.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,15 @@ Prediction = Literal["v", "eps", "x"]
 LossWeighting = Literal["v_mse", "snr", "snr_trunc", "constant"]
 
 
+def meet(value: Tensor, image: Tensor) -> Tensor:
+    """A float64 value in the dtype and on the device of `image`."""
+    # Cast before the move, since not every device has float64; and no waiting for the move to a GPU.
+    return value.to(image.dtype).to(image.device, non_blocking=image.is_cuda)
+
+
 def per_image(value: Tensor, image: Tensor) -> Tensor:
-    """A value for each image, [B], as [B, 1, 1, 1] in the dtype and on the device of `image`."""
-    # Cast before the move (not every device has float64), and do not wait for the move.
-    return value.to(image.dtype).to(image.device, non_blocking=True)[:, None, None, None]
+    """A value for each image, [B], as [B, 1, 1, 1] to be multiplied with `image`, [B, C, H, W]."""
+    return meet(value, image)[:, None, None, None]
 
 
 def rotate(z: Tensor, v: Tensor, angle: Tensor) -> Tensor:
@@ -67,8 +72,7 @@ class Diffusion:
 
     def v(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The velocity that the network sees in z at the times t in (0, 1], whatever it predicts itself."""
-        logsnr = self.schedule.logsnr(t).to(z.dtype).to(z.device, non_blocking=True)
-        output = self.network(z, logsnr, label).to(z.dtype)
+        output = self.network(z, meet(self.schedule.logsnr(t), z), label).to(z.dtype)
         if self.prediction == "v":
             return output
         phi = self.schedule.angle(t)

@@ -10,7 +10,8 @@ from models.diffusion import Diffusion
 from models.noise_schedule import CosineSchedule
 from utils.config import Config, Training
 from utils.errors import InputError
-from utils.training import Trainer, delete_run, find_state
+from utils.run import Run, delete_run
+from utils.training import Trainer
 
 CONFIG = Config.model_validate(
     {
@@ -33,15 +34,12 @@ class Scalar(nn.Module):
         return self.weight * z
 
 
-def make_trainer(folder, *, state=None, num_steps=40, run=None) -> Trainer:
+def make_trainer(folder, *, num_steps=40, identity=None) -> Trainer:
     return Trainer(
         Diffusion(Scalar(), CosineSchedule(), "v"),
         CONFIG,
         CONFIG.training,
-        folder=folder,
-        run=run or {"a": 1},
-        state=state,
-        num_steps=num_steps,
+        Run.find(folder, identity or {"a": 1}, num_steps),
         learning_rate=lambda step: 0.1,
         sampling_steps=None,
         device=torch.device("cpu"),
@@ -89,41 +87,44 @@ def test_a_run_that_was_cut_off_forgets_the_lines_it_will_write_again(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 24, "loss": 1.0}\n{"step": 28, "lo')
     (tmp_path / "diffusion-20.pt").unlink()
-    state = find_state(tmp_path, {"a": 1}, 20)
-    take_steps(make_trainer(tmp_path, num_steps=20, state=state))
+    take_steps(make_trainer(tmp_path, num_steps=20))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 20
     assert (tmp_path / "diffusion-20.pt").exists()
 
 
 def test_a_state_of_another_run_is_refused_by_name(tmp_path):
-    take_steps(make_trainer(tmp_path, num_steps=10, run={"training": {"batch_size": 3}, "seed": 0}))
+    take_steps(make_trainer(tmp_path, num_steps=10, identity={"training": {"batch_size": 3}, "seed": 0}))
     with pytest.raises(InputError, match=r"training_state.pt: belongs to another run: training.batch_size is 3 there"):
-        find_state(tmp_path, {"training": {"batch_size": 4}, "seed": 0}, 10)
-    assert find_state(tmp_path, {"training": {"batch_size": 3}, "seed": 0}, 10)["step"] == 10
+        Run.find(tmp_path, {"training": {"batch_size": 4}, "seed": 0}, 10)
+    assert Run.find(tmp_path, {"training": {"batch_size": 3}, "seed": 0}, 10).state["step"] == 10
 
 
 def test_only_a_finished_run_may_grow(tmp_path):
     take_steps(make_trainer(tmp_path, num_steps=10))
-    assert find_state(tmp_path, {"a": 1}, 20, may_grow=True)["step"] == 10
+    assert Run.find(tmp_path, {"a": 1}, 20, may_grow=True).state["step"] == 10
     for num_steps, may_grow in ((20, False), (5, True)):
         with pytest.raises(InputError, match=rf"10 there \(10 taken\) and {num_steps} here"):
-            find_state(tmp_path, {"a": 1}, num_steps, may_grow=may_grow)
+            Run.find(tmp_path, {"a": 1}, num_steps, may_grow=may_grow)
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     torch.save(state | {"num_steps": 30}, tmp_path / "training_state.pt")
     with pytest.raises(InputError, match="only a finished run can be taken further"):
-        find_state(tmp_path, {"a": 1}, 40, may_grow=True)
+        Run.find(tmp_path, {"a": 1}, 40, may_grow=True)
 
 
 def test_broken_states_are_refused(tmp_path):
     take_steps(make_trainer(tmp_path, num_steps=10))
     path = tmp_path / "training_state.pt"
+    state = torch.load(path, weights_only=True)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match=r"training_state.pt: truncated, or not a training state"):
-        find_state(tmp_path, {"a": 1}, 10)
+        Run.find(tmp_path, {"a": 1}, 10)
+    torch.save(state | {"network": {}}, path)
+    with pytest.raises(InputError, match=r"training_state.pt: damaged"):
+        make_trainer(tmp_path, num_steps=10)
     path.unlink()
     with pytest.raises(InputError, match=r"diffusion-10.pt: in the way: a checkpoint without training_state.pt"):
-        find_state(tmp_path, {"a": 1}, 10)
+        Run.find(tmp_path, {"a": 1}, 10)
 
 
 def test_deleting_a_run_deletes_nothing_else(tmp_path):
@@ -139,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stands(
     with pytest.raises(InputError, match="the loss is not finite in the steps up to 16: stopped"):
         for step in trainer.steps("test"):
             trainer.update((trainer.model.network.weight - 1).square() * (bad if step >= 13 else 1))
-    state = find_state(tmp_path, {"a": 1}, 40)
+    state = Run.find(tmp_path, {"a": 1}, 40).state
     assert state["step"] == 10 and torch.isfinite(state["network"]["weight"])
 
 

@@ -28,18 +28,21 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor | None]:
-        """The images [B, C, H, W] in [-1, 1] and classes [B] of a step: its place in the data needs no memory."""
+    def batch(self, step: int, batch_size: int, order: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The images [B, C, H, W] in [-1, 1] and classes [B] of a step: its place in the data needs no memory.
+
+        Each `order` is another sequence of shuffles, so that students of few steps do not all see the same images.
+        """
         indices = torch.cat(
             [
-                _permutation(len(self), self.seed, epoch)[begin:end]
+                _permutation(len(self), self.seed, order, epoch)[begin:end]
                 for epoch, begin, end in _epochs(step * batch_size, batch_size, len(self))
             ]
-        ).to(self.images.device, non_blocking=True)
+        ).to(self.images.device, non_blocking=self.images.is_cuda)
         x = self.images[indices].float() / 127.5 - 1
         if self.random_flip:
             flip = torch.rand(batch_size) < 0.5
-            x = torch.where(flip.to(x.device, non_blocking=True)[:, None, None, None], x.flip(-1), x)
+            x = torch.where(flip.to(x.device, non_blocking=x.is_cuda)[:, None, None, None], x.flip(-1), x)
         return x, None if self.labels is None else self.labels[indices]
 
 
@@ -55,8 +58,8 @@ def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
 
 
 @lru_cache(maxsize=2)
-def _permutation(length: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed_of("epoch", seed, index=epoch)))
+def _permutation(length: int, seed: int, order: int, epoch: int) -> Tensor:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed_of("epoch", seed, order, index=epoch)))
 
 
 def load_data(config: Config, device: torch.device, train: bool = True) -> ImageData:

@@ -1,0 +1,87 @@
+"""A run and its folder: what an earlier process left there, and whether it may be continued.
+
+The folder holds `training_state.pt` (what resuming needs), `diffusion-<step>.pt`, `sample-<step>.png` and
+`metrics.jsonl`. They are written in the order state, picture, checkpoint: where there is a checkpoint, all that
+belongs to its step is there; where there is a state, the rest can be made from it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoints import read_file
+from utils.config import differences
+from utils.errors import InputError
+
+STATE_NAME = "training_state.pt"
+STATE_KEYS = {"identity", "num_steps", "step", "network", "ema", "optimizer"}
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.tmp")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training of `num_steps` steps in a folder.
+
+    Attributes:
+        identity: what makes this run what it is; everything must be the same to continue it.
+        state: what the last process saved in the folder, None before anything has been saved.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    num_steps: int
+    state: dict[str, Any] | None
+
+    @classmethod
+    def find(
+        cls, folder: Path, identity: dict[str, Any], num_steps: int, *, restart: bool = False, may_grow: bool = False
+    ) -> "Run":
+        """The run with what is in its folder, if that is its own; `restart` does not look.
+
+        A finished run may be continued with more steps where `may_grow` is set.
+
+        Raises:
+            InputError: the state in the folder is that of another run, or there are checkpoints without a state.
+        """
+        path = folder / STATE_NAME
+        if restart or not path.exists():
+            for checkpoint in [] if restart else folder.glob("diffusion-*.pt"):
+                raise InputError(f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}; --restart deletes it")
+            return cls(folder, identity, num_steps, None)
+        state = read_file(path, STATE_KEYS, "a training state")
+        for difference in differences(state["identity"], identity):
+            raise InputError(f"{path}: belongs to another run: {difference}; --restart begins anew")
+        grows = may_grow and state["step"] == state["num_steps"] < num_steps
+        if num_steps != state["num_steps"] and not grows:
+            advice = "only a finished run can be taken further" if may_grow else "--restart begins anew"
+            raise InputError(
+                f"{path}: number of training steps is {state['num_steps']} there ({state['step']} taken) and "
+                f"{num_steps} here; {advice}"
+            )
+        return cls(folder, identity, num_steps, state)
+
+    @property
+    def state_path(self) -> Path:
+        """Where the state is saved."""
+        return self.folder / STATE_NAME
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is saved."""
+        return self.folder / f"diffusion-{step}.pt"
+
+    @property
+    def final_checkpoint(self) -> Path:
+        """Where the checkpoint of the last step is saved."""
+        return self.checkpoint_path(self.num_steps)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step has been taken, and all that belongs to it has been written."""
+        return self.state is not None and self.state["step"] == self.num_steps and self.final_checkpoint.exists()
+
+
+def delete_run(folder: Path) -> None:
+    """Deletes what a run writes, and nothing else."""
+    for pattern in RUN_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
