@@ -38,7 +38,7 @@ def test_shapes(num_channels, patch_size, image_size):
 
 
 def test_full_size_is_the_papers():
-    """35 M parameters and 12 GFLOP an image, as the U-Net of Ho et al. 2020 for CIFAR-10."""
+    """38 M parameters and 12 GFLOP an image, as the U-Net of Ho et al. 2020 for CIFAR-10."""
     from torch.utils.flop_counter import FlopCounterMode
 
     network = UNet(
@@ -51,7 +51,7 @@ def test_full_size_is_the_papers():
     )
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         network(torch.zeros(1, 1, 32, 32), torch.zeros(1))
-    assert 34e6 < sum(p.numel() for p in network.parameters()) < 40e6
+    assert 37e6 < sum(p.numel() for p in network.parameters()) < 40e6
     assert 11e9 < flops.get_total_flops() < 13e9
 
 
