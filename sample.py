@@ -4,10 +4,12 @@
     python sample.py --compare TEACHER.pt:1024 TEACHER.pt:8 STUDENT.pt:8 --output output/comparison.png
 
 A checkpoint is sampled with the number of steps that it was distilled for; an undistilled one with 1024. Sample i
-starts from the same noise in every model and at every batch size: it depends on the seed and on i alone.
+starts from the same noise in every model and at every batch size: it depends on the seed and on i alone. So models
+side by side can also be compared in numbers: how far each picture is from the first panel's, in [-1, 1].
 """
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +98,12 @@ def label_of(checkpoint: Checkpoint, steps: int) -> str:
     return f"{who}, {steps} step{'s' if steps > 1 else ''}"
 
 
-def main() -> None:
-    """Everything is checked first; then one set of samples after the other."""
-    arguments = parse_arguments()
-    device = cli.choose_device(arguments.device)
+def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]:
+    """The checkpoints to sample, each with its number of steps.
+
+    Raises:
+        InputError: a checkpoint that cannot be read, is of another model than asked for, or draws in another size.
+    """
     if arguments.compare:
         if arguments.sampling_steps:
             raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
@@ -111,14 +115,35 @@ def main() -> None:
         config = load_config(arguments.config_path)
         for checkpoint, _ in panels:
             checkpoint.require_same_model(config, arguments.config_path)
+    sizes = [checkpoint.config.data.image_size for checkpoint, _ in panels]
+    if len(set(sizes)) > 1:
+        raise InputError(f"--compare: pictures of different sizes, {' and '.join(map(str, sizes))} pixels")
+    return panels
+
+
+def main() -> None:
+    """Everything is checked first; then one set of samples after the other."""
+    arguments = parse_arguments()
+    device = cli.choose_device(arguments.device)
+    panels = choose_panels(arguments)
     if arguments.output.suffix.lower() != ".png":
         raise InputError(f"--output {arguments.output}: should be the name of a .png file")
     prepare_folder(arguments.output.parent)
-
     print(f"sampling on {device}, writing to {arguments.output}")
-    pictures = [(label_of(*panel), draw(*panel, arguments, device)) for panel in panels]
+
+    pictures: list[tuple[str, Tensor]] = []
+    for checkpoint, steps in panels:
+        start = time.perf_counter()
+        images = draw(checkpoint, steps, arguments, device)
+        report = f"{label_of(checkpoint, steps)}: {len(images)} pictures in {time.perf_counter() - start:.1f} s"
+        if pictures:
+            distance = (images - pictures[0][1]).square().mean().sqrt()
+            report += f", root mean squared difference from the first panel {distance:.3f}"
+        print(report)
+        pictures.append((label_of(checkpoint, steps), images))
+
     save_picture(side_by_side(pictures) if arguments.compare else grid(pictures[0][1]), arguments.output)
-    print(f"wrote {arguments.output}: {' | '.join(label for label, _ in pictures)}")
+    print(f"wrote {arguments.output}")
 
 
 if __name__ == "__main__":

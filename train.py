@@ -66,9 +66,7 @@ def main() -> None:
 
     data = load_data(config, device)
     torch.manual_seed(config.seed)
-    model = build_model(config, device)
-    if initial:
-        model.network.load_state_dict(checkpoint.weights)
+    model = checkpoint.model(device, config.network.dropout) if initial else build_model(config, device)
     if arguments.restart:
         delete_run(folder)
     trainer = Trainer(

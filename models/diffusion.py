@@ -24,7 +24,7 @@ Prediction = Literal["v", "eps", "x"]
 LossWeighting = Literal["v_mse", "snr", "snr_trunc", "constant"]
 
 
-def meet(value: Tensor, image: Tensor) -> Tensor:
+def cast_like(value: Tensor, image: Tensor) -> Tensor:
     """A float64 value in the dtype and on the device of `image`."""
     # Cast before the move, since not every device has float64; and no waiting for the move to a GPU.
     return value.to(image.dtype).to(image.device, non_blocking=image.is_cuda)
@@ -32,7 +32,7 @@ def meet(value: Tensor, image: Tensor) -> Tensor:
 
 def per_image(value: Tensor, image: Tensor) -> Tensor:
     """A value for each image, [B], as [B, 1, 1, 1] to be multiplied with `image`, [B, C, H, W]."""
-    return meet(value, image)[:, None, None, None]
+    return cast_like(value, image)[:, None, None, None]
 
 
 def rotate(z: Tensor, v: Tensor, angle: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Diffusion:
 
     def v(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The velocity that the network sees in z at the times t in (0, 1], whatever it predicts itself."""
-        output = self.network(z, meet(self.schedule.logsnr(t), z), label).to(z.dtype)
+        output = self.network(z, cast_like(self.schedule.logsnr(t), z), label).to(z.dtype)
         if self.prediction == "v":
             return output
         phi = self.schedule.angle(t)

@@ -74,6 +74,10 @@ network:
         ("data: {name: MNIST, num_channels: 1}", "x.yaml: data.image_size: missing"),
         (MINIMAL + "training: {batch_sise: 3}", "x.yaml: training.batch_sise: unknown key, did you mean batch_size?"),
         (MINIMAL + "trainning: {}", "x.yaml: trainning: unknown key, did you mean training?"),
+        (
+            "data: {name: MNIST, image_sise: 32, num_channels: 1}",
+            "data.image_sise: unknown key, did you mean image_size?",
+        ),
         (MINIMAL + "training: {qqq: 3}", "x.yaml: training.qqq: unknown key; the keys here are batch_size, "),
         (MINIMAL + "training: {batch_size: '64'}", "x.yaml: training.batch_size: should be a valid integer, not '64'"),
         (MINIMAL + "training: {batch_size: 6.5}", "x.yaml: training.batch_size: should be a valid integer, not 6.5"),

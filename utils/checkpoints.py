@@ -69,7 +69,7 @@ class Checkpoint:
             raise InputError(f"{self.path}: another model than {config_name} describes: {different[0]}")
 
     def model(self, device: torch.device, dropout: float = 0.0) -> Diffusion:
-        """The model with the checkpoint's weights, as its own configuration describes it.
+        """The model with the checkpoint's weights, as its own configuration describes it, but for the dropout.
 
         Raises:
             InputError: the weights are those of another architecture.

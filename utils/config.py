@@ -213,7 +213,9 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
 
 def explain(error: ValidationError) -> tuple[str, str]:
     """The name of the first wrong key, and what is wrong with it."""
-    first = error.errors()[0]
+    errors = error.errors()
+    # A misspelt key is also a missing one; the spelling says more.
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = first["loc"]
     name = ".".join(str(part) for part in location if part != "[key]" and "[" not in str(part))
     if first["type"] == "extra_forbidden":
