@@ -1,6 +1,6 @@
 """Draws pictures from a checkpoint, or from several side by side.
 
-    python sample.py --checkpoint output/distilled/ddpm_32x32_v_continuous_small/7_8/diffusion-800.pt
+    python sample.py --checkpoint output/distilled/ddpm_32x32_v_continuous_small/7_8/diffusion-600.pt
     python sample.py --compare TEACHER.pt:1024 TEACHER.pt:8 STUDENT.pt:8 --output output/comparison.png
 
 A checkpoint is sampled with the number of steps that it was distilled for; an undistilled one with 1024. Sample i
@@ -36,7 +36,8 @@ def parse_arguments() -> argparse.Namespace:
         "--compare",
         nargs="+",
         metavar="CHECKPOINT:STEPS",
-        help="checkpoints and numbers of sampling steps to draw side by side from the same noise, in one picture",
+        help="what to draw side by side from the same noise, in one picture (default without :STEPS: the "
+        "checkpoint's own number)",
     )
     parser.add_argument(
         "--config_path", metavar="YAML", help="refuse a checkpoint of another model than this (default: no check)"
@@ -45,20 +46,29 @@ def parse_arguments() -> argparse.Namespace:
         "--num_samples", type=cli.positive_int, default=64, metavar="N", help="pictures to draw (default: 64)"
     )
     parser.add_argument(
-        "--batch_size", type=cli.positive_int, metavar="N", help="pictures drawn at once (default: the checkpoint's)"
+        "--batch_size",
+        type=cli.positive_int,
+        metavar="N",
+        help="pictures drawn at once (default: sampling.batch_size of the checkpoint's config)",
     )
     parser.add_argument(
         "--sampling_steps",
         type=cli.positive_int,
         metavar="N",
-        help="(default: what the checkpoint was distilled for, 1024 for an undistilled one)",
+        help="steps from noise to picture (default: what the checkpoint was distilled for, 1024 if undistilled)",
     )
     parser.add_argument(
-        "--sampler", choices=["ddim", "ancestral"], help="(default: the checkpoint's, which is ddim unless configured)"
+        "--sampler",
+        choices=["ddim", "ancestral"],
+        help="deterministic, or with noise in each step (default: sampling.sampler of the checkpoint's config)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     parser.add_argument(
-        "--output", type=Path, default=Path("output/grid.png"), metavar="PNG", help="(default: output/grid.png)"
+        "--output",
+        type=Path,
+        default=Path("output/grid.png"),
+        metavar="PNG",
+        help="where the picture goes (default: output/grid.png)",
     )
     parser.add_device()
     return parser.parse_args()

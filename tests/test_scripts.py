@@ -249,7 +249,7 @@ def test_help_explains_each_flag_with_its_default(script, capsys):
     flags = [line for line in text.split("options:")[1].splitlines() if line.startswith("  --")]
     assert len(flags) >= 9
     for part in text.split("options:")[1].split("\n  --")[1:]:
-        assert "default" in part or "required" in part or part.startswith(("restart", "compare")), part
+        assert "default" in part or "required" in part, part
 
 
 def tree(folder: Path) -> dict[Path, int]:

@@ -36,7 +36,9 @@ class Parser(argparse.ArgumentParser):
         self.add_override("--seed", "seed", int, "seed of weights, order, noise and pictures")
         self.add_device()
         self.add_argument(
-            "--restart", action="store_true", help="delete what an earlier run left in the folder, and begin anew"
+            "--restart",
+            action="store_true",
+            help="delete what an earlier run left in the folder, and begin anew (default: continue it)",
         )
 
     def add_device(self) -> None:
