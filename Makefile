@@ -24,7 +24,7 @@ lesson: $(PICTURE)
 	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
 
 further: $(FURTHER_PICTURE)
-	@echo "  $(FURTHER_PICTURE)   teacher beside student, at 4, 2 and 1 steps"
+	@echo "  $(FURTHER_PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
 
 test: lint
 	$(BIN)/python -m pytest
@@ -46,7 +46,7 @@ $(LAST_STUDENT): $(STUDENT)
 	$(DISTILL) 10
 
 $(FURTHER_PICTURE): $(LAST_STUDENT)
-	$(BIN)/python sample.py --num_samples 25 --output $@ --compare \
+	$(BIN)/python sample.py --num_samples 16 --output $@ --compare $(TEACHER):1024 \
 		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
 		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
 		$(TEACHER):1 $(LAST_STUDENT)

@@ -12,6 +12,7 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,6 +106,14 @@ def check_folder(folder: Path, students: list[int]) -> None:
             )
 
 
+def identify(config: Config, teacher: Checkpoint, sampling_steps: int) -> dict[str, Any]:
+    """All that the training of one student depends on, but its length."""
+    by_student = {"num_training_steps_per_iteration", "learning_rate"}
+    identity = config.model_dump(exclude={"training": True, "distillation": by_student})
+    identity["distillation"]["learning_rate"] = config.distillation.initial_learning_rate(sampling_steps)
+    return identity | {"teacher_model_checkpoint": fingerprint(teacher.path), "sampling_steps": sampling_steps}
+
+
 def prepare(folder: Path, config: Config, device: torch.device, restart: bool) -> ImageData:
     """The data, and a folder without an earlier distillation if that is wanted; when all else has been checked."""
     data = load_data(config, device)
@@ -120,7 +129,7 @@ def distill(
     teacher_checkpoint: Checkpoint, sampling_steps: int, config: Config, data: ImageData, run: Run, device: torch.device
 ) -> None:
     """One iteration of Algorithm 2: a student of `sampling_steps` (N) steps learns from a teacher of 2N."""
-    settings = config.distillation
+    settings, learning_rate = config.distillation, config.distillation.initial_learning_rate(sampling_steps)
     teacher = teacher_checkpoint.model(device)
     teacher.network.eval().requires_grad_(False)
     student = teacher_checkpoint.model(device)  # the student begins as its teacher; neither has dropout
@@ -129,7 +138,7 @@ def distill(
         config,
         settings,
         run,
-        learning_rate=lambda step: settings.learning_rate * (1 - step / run.num_steps),  # annealed to 0
+        learning_rate=lambda step: learning_rate * (1 - step / run.num_steps),  # annealed to 0
         sampling_steps=sampling_steps,
         device=device,
     )
@@ -155,11 +164,12 @@ def main() -> None:
     data = None  # until there is something to do
 
     for iteration, sampling_steps in enumerate(students, start=1):
-        identity = config.model_dump(exclude={"training": True, "distillation": {"num_training_steps_per_iteration"}})
-        identity |= {"teacher_model_checkpoint": fingerprint(teacher.path), "sampling_steps": sampling_steps}
-        num_training_steps = config.distillation.num_training_steps(sampling_steps)
-        student_folder = folder / f"{iteration}_{sampling_steps}"
-        run = Run.find(student_folder, identity, num_training_steps, restart=arguments.restart)
+        run = Run.find(
+            folder / f"{iteration}_{sampling_steps}",
+            identify(config, teacher, sampling_steps),
+            config.distillation.num_training_steps(sampling_steps),
+            restart=arguments.restart,
+        )
         if run.finished:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:

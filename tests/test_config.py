@@ -40,7 +40,9 @@ def test_flags_override_and_flags_left_out_do_not(tmp_path):
 
 
 def test_a_flag_replaces_the_steps_of_every_student(tmp_path):
-    text = MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 10, 8: 99}}"
+    rates = "learning_rate: {default: 1e-5, 8: 3e-4}"
+    text = MINIMAL + f"distillation: {{num_training_steps_per_iteration: {{default: 10, 8: 99}}, {rates}}}"
+    assert [load(tmp_path, text).distillation.initial_learning_rate(n) for n in (512, 8)] == [1e-5, 3e-4]
     assert [load(tmp_path, text).distillation.num_training_steps(n) for n in (512, 8)] == [10, 99]
     config = load(tmp_path, text, **{"distillation.num_training_steps_per_iteration": 4})
     assert [config.distillation.num_training_steps(n) for n in (512, 8)] == [4, 4]
@@ -57,7 +59,7 @@ network:
 """,
     )
     assert config.training.learning_rate == 1e-4
-    assert config.distillation.batch_size == 9 and config.distillation.learning_rate == 5e-5
+    assert config.distillation.batch_size == 9 and config.distillation.initial_learning_rate(8) == 5e-5
     assert config.network.features == 128
 
 
@@ -98,7 +100,7 @@ network:
         (MINIMAL + "sampling: {variance: huge}", "x.yaml: sampling.variance: should be 'small' or 'large'"),
         (
             MINIMAL + "distillation: {num_training_steps_per_iteration: {8: 5}}",
-            "x.yaml: distillation.num_training_steps_per_iteration: has no `default`",
+            "x.yaml: distillation.num_training_steps_per_iteration: needs a `default` for the students not named",
         ),
         (
             MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 1, x: 5}}",

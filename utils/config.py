@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -73,7 +74,6 @@ class Optimization(Section):
     """What training and distillation have in common."""
 
     batch_size: PositiveInt = 128
-    learning_rate: PositiveFloat = 2e-4
     loss_weighting: LossWeighting = "v_mse"
     gradient_clipping: PositiveFloat = 1.0
     ema_decay: Decay = 0.9999
@@ -85,6 +85,7 @@ class Training(Optimization):
     """How train.py trains."""
 
     num_training_steps: PositiveInt = 10_000
+    learning_rate: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 0
     learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
 
@@ -93,28 +94,32 @@ def _as_mapping(value: object) -> object:
     return value if isinstance(value, dict) else {"default": value}
 
 
-StepsPerIteration = Annotated[
-    dict[Literal["default"] | PositiveInt, PositiveInt],
-    BeforeValidator(_as_mapping),
-]
+def _has_default(value: dict) -> dict:
+    if "default" not in value:
+        raise ValueError("needs a `default` for the students not named")
+    return value
+
+
+# A value for every student, or one for each number of sampling steps and a default for the others.
+Student = Literal["default"] | PositiveInt
+CountByStudent = Annotated[dict[Student, PositiveInt], BeforeValidator(_as_mapping), AfterValidator(_has_default)]
+RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_as_mapping), AfterValidator(_has_default)]
 
 
 class Distillation(Optimization):
     """How distill.py trains each student."""
 
-    num_training_steps_per_iteration: StepsPerIteration = {"default": 5000}
-
-    @model_validator(mode="after")
-    def has_default(self) -> "Distillation":
-        """Students that are not named need a number of steps, too."""
-        if "default" not in self.num_training_steps_per_iteration:
-            raise ValueError("num_training_steps_per_iteration: has no `default`, for the steps that it does not name")
-        return self
+    num_training_steps_per_iteration: CountByStudent = {"default": 5000}
+    learning_rate: RateByStudent = {"default": 2e-4}
 
     def num_training_steps(self, sampling_steps: int) -> int:
         """How long a student of so many sampling steps is trained."""
         steps = self.num_training_steps_per_iteration
         return steps.get(sampling_steps, steps["default"])
+
+    def initial_learning_rate(self, sampling_steps: int) -> float:
+        """The learning rate at which the training of a student of so many sampling steps begins."""
+        return self.learning_rate.get(sampling_steps, self.learning_rate["default"])
 
 
 class Sampling(Section):
@@ -225,8 +230,10 @@ def explain(error: ValidationError) -> tuple[str, str]:
         return name, "missing; it has no default"
     if first["type"] == "value_error":
         text = str(first["ctx"]["error"])
-        key, _, problem = text.partition(": ")
-        return ".".join(filter(None, [name, key])), problem
+        if name:
+            return name, text
+        name, _, problem = text.partition(": ")
+        return name, problem
     message = first["msg"].replace("Input should be", "should be")
     return name, f"{message}, not {first['input']!r:.60}"
 

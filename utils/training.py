@@ -48,7 +48,7 @@ class Trainer:
         """
         self.model, self.config, self.settings, self.run = model, config, settings, run
         self.learning_rate, self.sampling_steps, self.device = learning_rate, sampling_steps, device
-        self.optimizer = torch.optim.Adam(model.network.parameters(), lr=settings.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(model.network.parameters(), lr=learning_rate(0), fused=True)
         self.ema = AveragedModel(model.network, multi_avg_fn=self._average)
         self.ema.eval()
         self.step = 0
@@ -115,9 +115,10 @@ class Trainer:
         count = self.step - self.interval_step
         loss, norm = float(self.loss_sum) / count, float(self.norm_sum) / count
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            rate = self.learning_rate(self.step - 1)
             raise InputError(
                 f"{self.run.folder}: the loss is not finite in the steps up to {self.step}: stopped; the last "
-                f"checkpoint stands. Try --restart with a smaller learning_rate (now {self.settings.learning_rate})"
+                f"checkpoint stands. Try --restart with a smaller learning_rate (it was {rate:g})"
             )
         metrics = {
             "step": self.step,
