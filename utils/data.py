@@ -62,8 +62,8 @@ def _permutation(length: int, seed: int, order: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed_of("epoch", seed, order, index=epoch)))
 
 
-def load_data(config: Config, device: torch.device, train: bool = True) -> ImageData:
-    """The training (or test) images that a configuration names, in its size and channels, on the device.
+def load_data(config: Config, device: torch.device) -> ImageData:
+    """The training images that a configuration names, in its size and channels, on the device.
 
     Their classes come with them if the configuration has classes.
 
@@ -74,7 +74,7 @@ def load_data(config: Config, device: torch.device, train: bool = True) -> Image
     if settings.name == "folder":
         images, labels = _read_folder(settings)
     else:
-        images, labels = _read_torchvision(settings, train)
+        images, labels = _read_torchvision(settings)
         images = _fit(images, settings)
     num_classes = config.network.num_classes
     if num_classes and int(labels.max()) >= num_classes:
@@ -87,17 +87,17 @@ def load_data(config: Config, device: torch.device, train: bool = True) -> Image
     )
 
 
-def _read_torchvision(settings: DataSettings, train: bool) -> tuple[Tensor, Tensor]:
+def _read_torchvision(settings: DataSettings) -> tuple[Tensor, Tensor]:
     """A data set of torchvision's as images [N, C, H, W] and classes [N]; fetched where it is not there."""
     dataset_class = TORCHVISION[settings.name]
     try:
         try:
-            dataset = dataset_class(settings.root, train=train, download=True)
+            dataset = dataset_class(settings.root, train=True, download=True)
         except (RuntimeError, AssertionError, ValueError, IndexError):
             # A kill in the midst of unpacking leaves a piece of a file, which torchvision takes for the whole.
             for packed in Path(settings.root, settings.name, "raw").glob("*-ubyte.gz"):
                 packed.with_suffix("").unlink(missing_ok=True)
-            dataset = dataset_class(settings.root, train=train, download=True)
+            dataset = dataset_class(settings.root, train=True, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"data.root: {settings.root}: {settings.name} is not there and cannot be fetched: "
