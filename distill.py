@@ -30,7 +30,7 @@ from utils.training import Trainer
 def parse_arguments() -> argparse.Namespace:
     """The flags; those of the configuration are None where they are left out."""
     parser = cli.Parser(description=__doc__)
-    parser.add_run_arguments(output_dir="output/distilled/<name of the config>")
+    parser.add_run_arguments("distillation", output_dir="output/distilled/<name of the config>")
     parser.add_argument(
         "--teacher_model_checkpoint",
         required=True,
@@ -56,10 +56,6 @@ def parse_arguments() -> argparse.Namespace:
         "distillation.num_training_steps_per_iteration",
         int,
         "steps of the optimizer for every student",
-    )
-    parser.add_override("--batch_size", "distillation.batch_size", int, "images a step")
-    parser.add_override(
-        "--save_and_sample_every_n", "distillation.save_and_sample_every_n", int, "steps from checkpoint to checkpoint"
     )
     return parser.parse_args()
 
@@ -131,7 +127,6 @@ def distill(
     """One iteration of Algorithm 2: a student of `sampling_steps` (N) steps learns from a teacher of 2N."""
     settings, learning_rate = config.distillation, config.distillation.initial_learning_rate(sampling_steps)
     teacher = teacher_checkpoint.model(device)
-    teacher.network.eval().requires_grad_(False)
     student = teacher_checkpoint.model(device)  # the student begins as its teacher; neither has dropout
     trainer = Trainer(
         student,

@@ -90,10 +90,8 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     chosen: dict[str, Any] = {"batch_size": arguments.batch_size, "sampler": arguments.sampler}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     sampling = checkpoint.config.sampling.model_copy(update=chosen)
-    model = checkpoint.model(device)
-    model.network.eval()
     return draw_samples(
-        model,
+        checkpoint.model(device),
         checkpoint.config.model_copy(update={"sampling": sampling}),
         range(arguments.num_samples),
         sampling_steps=steps,

@@ -23,12 +23,8 @@ from utils.training import Trainer
 def parse_arguments() -> argparse.Namespace:
     """The flags; those of the configuration are None where they are left out."""
     parser = cli.Parser(description=__doc__)
-    parser.add_run_arguments(output_dir="output/<name of the config>")
+    parser.add_run_arguments("training", output_dir="output/<name of the config>")
     parser.add_override("--num_training_steps", "training.num_training_steps", int, "steps of the optimizer")
-    parser.add_override("--batch_size", "training.batch_size", int, "images a step")
-    parser.add_override(
-        "--save_and_sample_every_n", "training.save_and_sample_every_n", int, "steps from checkpoint to checkpoint"
-    )
     parser.add_argument(
         "--load_model_weights_from_checkpoint",
         metavar="CHECKPOINT",

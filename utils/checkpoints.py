@@ -71,12 +71,14 @@ class Checkpoint:
     def model(self, device: torch.device, dropout: float = 0.0) -> Diffusion:
         """The model with the checkpoint's weights, as its own configuration describes it, but for the dropout.
 
+        It is in evaluation mode; a `Trainer` puts what it trains into training mode.
+
         Raises:
             InputError: the weights are those of another architecture.
         """
         model = build_model(self.config, device, dropout)
         try:
-            model.network.load_state_dict(self.weights)
+            model.network.eval().load_state_dict(self.weights)
         except RuntimeError as error:
             problem = str(error).splitlines()[1].strip()
             raise InputError(f"{self.path}: its weights do not fit its own configuration: {problem:.120}") from error

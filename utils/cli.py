@@ -29,10 +29,13 @@ class Parser(argparse.ArgumentParser):
             flag, dest=CONFIG_KEY + key, type=kind, metavar="N", help=f"{help} (default: the config's {key})"
         )
 
-    def add_run_arguments(self, output_dir: str) -> None:
-        """The flags of a script that trains."""
+    def add_run_arguments(self, section: str, output_dir: str) -> None:
+        """The flags of a script that trains as a section of the configuration says."""
         self.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
         self.add_argument("--output_dir", metavar="FOLDER", help=f"where everything is written (default: {output_dir})")
+        self.add_override("--batch_size", f"{section}.batch_size", int, "images a step")
+        every = f"{section}.save_and_sample_every_n"
+        self.add_override("--save_and_sample_every_n", every, int, "steps from checkpoint to checkpoint")
         self.add_override("--seed", "seed", int, "seed of weights, order, noise and pictures")
         self.add_device()
         self.add_argument(

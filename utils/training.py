@@ -114,8 +114,8 @@ class Trainer:
         """A line of metrics, means since the last; every save comes just after one, so no bad state is saved."""
         count = self.step - self.interval_step
         loss, norm = float(self.loss_sum) / count, float(self.norm_sum) / count
+        rate = self.learning_rate(self.step - 1)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            rate = self.learning_rate(self.step - 1)
             raise InputError(
                 f"{self.run.folder}: the loss is not finite in the steps up to {self.step}: stopped; the last "
                 f"checkpoint stands. Try --restart with a smaller learning_rate (it was {rate:g})"
@@ -124,7 +124,7 @@ class Trainer:
             "step": self.step,
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": self.learning_rate(self.step - 1),
+            "learning_rate": rate,
             "steps_per_second": count / (time.perf_counter() - self.interval_start),
         }
         with open(self.run.folder / "metrics.jsonl", "a") as file:
@@ -141,6 +141,17 @@ class Trainer:
             write_atomically(path, lambda file: file.write("".join(kept).encode()))
 
     def _save(self) -> None:
+        if not (self.run.state and self.run.state["step"] == self.step):  # a run that continues has it already
+            self._save_state()
+        path = self.run.checkpoint_path(self.step)
+        if not path.exists():
+            self._draw(self.run.folder / f"sample-{self.step}.png")
+            weights = self.ema.module.state_dict()
+            save_checkpoint(path, weights, config=self.config, step=self.step, sampling_steps=self.sampling_steps)
+            tqdm.write(f"wrote {path} and its sample")
+        self._begin_interval()
+
+    def _save_state(self) -> None:
         state = {
             "format_version": FORMAT_VERSION,
             "identity": self.run.identity,
@@ -151,13 +162,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         write_atomically(self.run.state_path, lambda file: torch.save(state, file))
-        path = self.run.checkpoint_path(self.step)
-        if not path.exists():
-            self._draw(self.run.folder / f"sample-{self.step}.png")
-            weights = self.ema.module.state_dict()
-            save_checkpoint(path, weights, config=self.config, step=self.step, sampling_steps=self.sampling_steps)
-            tqdm.write(f"wrote {path} and its sample")
-        self._begin_interval()
 
     def _draw(self, path: Path) -> None:
         sampling = self.config.sampling
