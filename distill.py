@@ -9,8 +9,6 @@ N/2 steps. An interrupted run continues with the same command; more --distillati
 """
 
 import argparse
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from utils.config import Config, load_config
 from utils.data import ImageData, load_data
 from utils.errors import InputError
 from utils.files import prepare_folder
-from utils.run import Run, delete_run
+from utils.run import Run, delete_run, student_folders
 from utils.training import Trainer
 
 
@@ -85,13 +83,6 @@ def check_teacher(teacher: Checkpoint, config: Config, config_path: str, initial
         )
 
 
-def student_folders(folder: Path) -> Iterator[tuple[Path, int, int]]:
-    """The students' folders that are there: (path, iteration, number of sampling steps)."""
-    for path in sorted(folder.glob("*_*")):
-        if match := re.fullmatch(r"(\d+)_(\d+)", path.name):
-            yield path, int(match[1]), int(match[2])
-
-
 def check_folder(folder: Path, students: list[int]) -> None:
     """Refuses to continue in a folder with students of other numbers of steps."""
     for path, iteration, steps in student_folders(folder):
@@ -105,7 +96,7 @@ def check_folder(folder: Path, students: list[int]) -> None:
 def identify(config: Config, teacher: Checkpoint, sampling_steps: int) -> dict[str, Any]:
     """All that the training of one student depends on, but its length."""
     by_student = {"num_training_steps_per_iteration", "learning_rate"}
-    identity = config.model_dump(exclude={"training": True, "distillation": by_student})
+    identity = config.model_dump(exclude={"data": {"test_root"}, "training": True, "distillation": by_student})
     identity["distillation"]["learning_rate"] = config.distillation.initial_learning_rate(sampling_steps)
     return identity | {"teacher_model_checkpoint": fingerprint(teacher.path), "sampling_steps": sampling_steps}
 

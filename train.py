@@ -53,7 +53,8 @@ def main() -> None:
         checkpoint = load_checkpoint(initial)
         checkpoint.require_same_model(config, arguments.config_path)
 
-    identity = config.model_dump(exclude={"distillation": True, "training": {"num_training_steps"}})
+    unused = {"data": {"test_root"}, "distillation": True, "training": {"num_training_steps"}}
+    identity = config.model_dump(exclude=unused)
     identity["load_model_weights_from_checkpoint"] = fingerprint(initial) if initial else None
     run = Run.find(folder, identity, settings.num_training_steps, restart=arguments.restart, may_grow=True)
     if run.finished:

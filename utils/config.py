@@ -42,6 +42,7 @@ class Data(Section):
 
     name: Literal["MNIST", "FashionMNIST", "CIFAR10", "folder"]
     root: str = "data"
+    test_root: str | None = None
     image_size: PositiveInt
     num_channels: Literal[1, 3]
     random_flip: bool = False
@@ -170,6 +171,9 @@ class Config(Section):
                     f"network.num_heads: {network.num_heads} does not divide the "
                     f"{network.features * sizes[resolution]} channels at {resolution}x{resolution}"
                 )
+        root, test_root = self.data.root, self.data.test_root
+        if self.data.name == "folder" and test_root and Path(test_root).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError("data.test_root: must not lie in data.root, or the test images would be trained on, too")
         if self.diffusion.logsnr_min >= self.diffusion.logsnr_max:
             raise ValueError("diffusion.logsnr_min: must be less than logsnr_max")
         return self

@@ -71,11 +71,7 @@ def load_data(config: Config, device: torch.device) -> ImageData:
         InputError: the data are missing and cannot be fetched, or have other classes than the configuration says.
     """
     settings = config.data
-    if settings.name == "folder":
-        images, labels = _read_folder(settings)
-    else:
-        images, labels = _read_torchvision(settings)
-        images = _fit(images, settings)
+    images, labels = load_images(settings)
     num_classes = config.network.num_classes
     if num_classes and int(labels.max()) >= num_classes:
         raise InputError(f"network.num_classes: {num_classes}, but {settings.name} has {int(labels.max()) + 1} classes")
@@ -87,17 +83,31 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     )
 
 
-def _read_torchvision(settings: DataSettings) -> tuple[Tensor, Tensor]:
+def load_images(settings: DataSettings, *, test: bool = False) -> tuple[Tensor, Tensor]:
+    """The training or test images of a data set, uint8 [N, C, H, W] in its size and channels, and their classes [N].
+
+    Raises:
+        InputError: they are missing and cannot be fetched, or a folder has no test images.
+    """
+    if settings.name != "folder":
+        images, labels = _read_torchvision(settings, test)
+        return _fit(images, settings), labels
+    if test and settings.test_root is None:
+        raise InputError("data.test_root: missing; needed here: a folder of images like those of data.root")
+    return _read_folder(settings, test)
+
+
+def _read_torchvision(settings: DataSettings, test: bool) -> tuple[Tensor, Tensor]:
     """A data set of torchvision's as images [N, C, H, W] and classes [N]; fetched where it is not there."""
     dataset_class = TORCHVISION[settings.name]
     try:
         try:
-            dataset = dataset_class(settings.root, train=True, download=True)
+            dataset = dataset_class(settings.root, train=not test, download=True)
         except (RuntimeError, AssertionError, ValueError, IndexError):
             # A kill in the midst of unpacking leaves a piece of a file, which torchvision takes for the whole.
             for packed in Path(settings.root, settings.name, "raw").glob("*-ubyte.gz"):
                 packed.with_suffix("").unlink(missing_ok=True)
-            dataset = dataset_class(settings.root, train=True, download=True)
+            dataset = dataset_class(settings.root, train=not test, download=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"data.root: {settings.root}: {settings.name} is not there and cannot be fetched: "
@@ -108,21 +118,32 @@ def _read_torchvision(settings: DataSettings) -> tuple[Tensor, Tensor]:
     return images, torch.as_tensor(dataset.targets)
 
 
-def _read_folder(settings: DataSettings) -> tuple[Tensor, Tensor]:
-    """All images below a folder; the class of each is the number of the folder that it lies in."""
-    root = Path(settings.root)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise InputError(f"data.root: {root}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    classes = {folder: i for i, folder in enumerate(sorted({path.parent for path in paths}))}
+def _read_folder(settings: DataSettings, test: bool) -> tuple[Tensor, Tensor]:
+    """All images below a folder; the class of each is the number of the folder in data.root whose name is its own's."""
+    root = Path(settings.test_root if test else settings.root)
+    paths = _find_images(root, "data.test_root" if test else "data.root")
+    training = _find_images(Path(settings.root), "data.root") if test else paths
+    names = sorted({path.parent.relative_to(settings.root) for path in training})
+    classes = {name: i for i, name in enumerate(names)}
     images = torch.empty(len(paths), settings.num_channels, settings.image_size, settings.image_size, dtype=torch.uint8)
+    labels = torch.empty(len(paths), dtype=torch.long)
     for i, path in enumerate(paths):
+        name = path.parent.relative_to(root)
+        if name not in classes:
+            raise InputError(f"{path}: of a class that data.root has no folder for: {name}")
         try:
             image = transforms.pil_to_tensor(Image.open(path).convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: not an image that can be read") from error
-        images[i] = _fit(image[None], settings)[0]
-    return images, torch.tensor([classes[path.parent] for path in paths])
+        images[i], labels[i] = _fit(image[None], settings)[0], classes[name]
+    return images, labels
+
+
+def _find_images(root: Path, key: str) -> list[Path]:
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise InputError(f"{key}: {root}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return paths
 
 
 def _fit(images: Tensor, settings: DataSettings) -> Tensor:

@@ -5,6 +5,8 @@ The folder holds `training_state.pt` (what resuming needs), `diffusion-<step>.pt
 belongs to its step is there; where there is a state, the rest can be made from it.
 """
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from utils.config import differences
 from utils.errors import InputError
 
 STATE_NAME = "training_state.pt"
+CHECKPOINT_NAME = re.compile(r"diffusion-(\d+)\.pt")
 STATE_KEYS = {"identity", "num_steps", "step", "network", "ema", "optimizer"}
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.tmp")
 
@@ -85,3 +88,16 @@ def delete_run(folder: Path) -> None:
     for pattern in RUN_FILES:
         for path in folder.glob(pattern):
             path.unlink()
+
+
+def student_folders(folder: Path) -> Iterator[tuple[Path, int, int]]:
+    """The students' folders that are there: (path, iteration, number of sampling steps)."""
+    for path in sorted(folder.glob("*_*")):
+        if match := re.fullmatch(r"(\d+)_(\d+)", path.name):
+            yield path, int(match[1]), int(match[2])
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the latest step in a run's folder, None if there is none."""
+    steps = {int(match[1]): path for path in folder.glob("*.pt") if (match := CHECKPOINT_NAME.fullmatch(path.name))}
+    return steps[max(steps)] if steps else None

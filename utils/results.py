@@ -1,0 +1,45 @@
+"""results.json: what has been evaluated, so that it need not be again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.errors import InputError
+from utils.files import write_atomically
+
+FORMAT_VERSION = 1
+
+
+class Results:
+    """A file of entries; each is what was evaluated and what was found, in one flat dictionary."""
+
+    def __init__(self, path: Path):
+        """Reads the file if it is there.
+
+        Raises:
+            InputError: it is something else.
+        """
+        self.path = path
+        self.entries: list[dict[str, Any]] = []
+        if path.exists():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                version, self.entries = content["format_version"], content["evaluations"]
+                whole = isinstance(self.entries, list) and all(isinstance(entry, dict) for entry in self.entries)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise InputError(f"{path}: damaged, or not results of evaluate.py; delete or rename it") from error
+            if version != FORMAT_VERSION or not whole:
+                raise InputError(f"{path}: not results of this version of evaluate.py; delete or rename it")
+
+    def find(self, subject: dict[str, Any]) -> dict[str, Any] | None:
+        """The entry on a subject: the first that agrees with it in all that it names."""
+        for entry in self.entries:
+            if all(key in entry and entry[key] == value for key, value in subject.items()):
+                return entry
+        return None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Adds an entry, and writes the file."""
+        self.entries.append(entry)
+        text = json.dumps({"format_version": FORMAT_VERSION, "evaluations": self.entries}, indent=1)
+        write_atomically(self.path, lambda file: file.write(text.encode()))
