@@ -5,12 +5,13 @@
       --students output/distilled/ddpm_32x32_v_continuous_small
 
 Every student at its own number of steps, and the teacher at each number of steps by each sampler, are compared with
-the test images: FID, KID and what else results.json says. The first row is the floor, as many real images; nothing
-can be told to be better. What is in results.json already is not computed again, so an interrupted evaluation
-continues with the same command.
+the test images: FID, KID and what else results.json says. The first row is the floor, as many real images; the ratio
+is to the first model's FID, the teacher at the most steps. What is in results.json already is not computed again, so
+an interrupted evaluation continues with the same command.
 """
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.config import Config, load_config
+from utils.data import load_images
 from utils.errors import InputError
 from utils.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
 from utils.figure import draw_figure
@@ -124,27 +126,40 @@ def choose_candidates(
         ddim_steps = [2**k for k in range(most.bit_length() - 1, -1, -1)]
         ancestral_steps = [2**k for k in range(MOST_ANCESTRAL_STEPS.bit_length() - 1, -1, -1)]
     candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
-    candidates += [student for student in students if student.sampling_steps in ddim_steps]
     for sampler, chosen in (("ddim", ddim_steps), ("ancestral", ancestral_steps)):
         if sampler in arguments.samplers:
             candidates += [Candidate("teacher", arguments.teacher, sampler, steps) for steps in chosen]
-    return candidates
+    return candidates + [student for student in students if student.sampling_steps in ddim_steps]
 
 
-HEADER = f"{'':32} {'FID':>8} {'of trace':>9} {'KID x 1000':>13} {'distance':>9} {'classes':>8} {'s/picture':>10}"
+COLUMNS = {
+    "": -32,
+    "FID": 8,
+    "ratio": 6,
+    "of trace": 9,
+    "KID x 1000": 16,
+    "distance": 9,
+    "classes": 8,
+    "ms/picture": 11,
+}
 
 
-def line_of(candidate: Candidate, found: dict[str, Any]) -> str:
-    """A row of the table."""
+def row_of(cells: Iterable[str]) -> str:
+    """Cells as a line of the table; a negative width holds its cell to the left."""
+    widths = zip(cells, COLUMNS.values(), strict=True)
+    return " ".join(f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}" for cell, width in widths)
 
-    def shown(key: str, form: str) -> str:
-        return "" if found.get(key) is None else f"{found[key]:{form}}"
 
-    kid = f"{1000 * found['kid']:.2f} ± {1000 * found['kid_std']:.2f}"
-    return (
-        f"{candidate!s:32} {found['fid']:8.3f} {found['fid_share']:9.2%} {kid:>13} {shown('distance', '.3f'):>9} "
-        f"{shown('class_distance', '.1%'):>8} {shown('seconds_per_picture', '.4f'):>10}"
-    )
+def cells_of(candidate: Candidate, found: dict[str, Any], baseline: float | None) -> Iterator[str]:
+    """What the table says of a candidate; `baseline` is the FID that the others' are shown as multiples of."""
+    yield str(candidate)
+    yield f"{found['fid']:.3f}"
+    yield f"{found['fid'] / baseline:.2f}" if baseline and candidate.path else ""
+    yield f"{found['fid_share']:.2%}"
+    yield f"{1000 * found['kid']:.2f} ± {1000 * found['kid_std']:.2f}"
+    yield "" if found.get("distance") is None else f"{found['distance']:.3f}"
+    yield "" if found["class_distance"] is None else f"{found['class_distance']:.1%}"
+    yield f"{1000 * found['seconds_per_picture']:.2f}" if candidate.path else ""
 
 
 def curves_of(rows: list[tuple[Candidate, dict[str, Any]]]) -> dict[str, dict[int, float]]:
@@ -168,14 +183,22 @@ def main() -> None:
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
     results = Results(folder / "results.json")
-    extractor = EXTRACTORS[arguments.features](config.data, device)
+    training, test = load_images(config.data), load_images(config.data, test=True)
+    if arguments.num_samples > len(training[0]):
+        raise InputError(
+            f"--num_samples {arguments.num_samples}: there are only {len(training[0])} training images, and the floor "
+            "takes as many"
+        )
     prepare_folder(folder)
+    extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
     print(f"evaluating on {device} by {extractor.name}, {arguments.num_samples} pictures a row, writing to {folder}")
 
     with tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
         evaluation = Evaluation(
             config=config,
             teacher=teacher,
+            training_images=training[0],
+            test_images=test[0],
             extractor=extractor,
             results=results,
             num_samples=arguments.num_samples,
@@ -186,11 +209,14 @@ def main() -> None:
         )
         candidates = choose_candidates(arguments, teacher, students, evaluation)
         bar.reset(total=evaluation.num_network_evaluations(candidates))
-        tqdm.write(HEADER)
-        rows = []
+        tqdm.write(row_of(COLUMNS))
+        rows, baseline = [], None
         for candidate in candidates:
-            rows.append((candidate, evaluation.judge(candidate)))
-            tqdm.write(line_of(*rows[-1]))
+            found = evaluation.judge(candidate)
+            if baseline is None and candidate.name == "teacher" and candidate.sampler == "ddim":
+                baseline = found["fid"]  # the teacher at the most steps comes first
+            rows.append((candidate, found))
+            tqdm.write(row_of(cells_of(candidate, found, baseline)))
 
     figure = folder / "fid.png"
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.checkpoints import FORMAT_VERSION, read_file
-from utils.config import Data as DataSettings
-from utils.data import load_images
+from utils.data import Images
 from utils.errors import InputError
 from utils.files import prepare_folder, write_atomically
 from utils.randomness import seed_of
@@ -94,7 +93,7 @@ def content_hash(*tensors: Tensor) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_classifier(settings: DataSettings, device: torch.device) -> tuple[Classifier, str]:
+def load_classifier(name: str, training: Images, test: Images, device: torch.device) -> tuple[Classifier, str]:
     """The classifier of a data set and the name of its file: trained where there is none of these very images yet.
 
     It is trained on the training images alone, always from the same seed, so that all evaluations of a data set on a
@@ -103,18 +102,14 @@ def load_classifier(settings: DataSettings, device: torch.device) -> tuple[Class
     Raises:
         InputError: the data set has one class only, or the cached file is damaged.
     """
-    images, labels = load_images(settings)
+    images, labels = training
     num_classes = int(labels.max()) + 1
     if num_classes < 2:
-        raise InputError(
-            f"--features classifier: {settings.name} has no classes (subfolders) to tell apart; take inception"
-        )
-    size = f"{settings.image_size}x{settings.image_size}x{settings.num_channels}"
-    path = CACHE / f"classifier-{settings.name}-{size}-{content_hash(images, labels)}.pt"
+        raise InputError(f"--features classifier: {name} has no classes (subfolders) to tell apart; take inception")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("classifier"))
-        classifier = Classifier(settings.num_channels, num_classes)
-    classifier = classifier.to(device, memory_format=torch.channels_last).eval()
+        classifier = Classifier(images.shape[1], num_classes).to(device, memory_format=torch.channels_last).eval()
+    path = CACHE / f"classifier-{name}-{content_hash(images, labels)}.pt"
     if path.exists():
         content = read_file(path, {"weights", "test_accuracy"}, "a classifier")
         try:
@@ -126,8 +121,7 @@ def load_classifier(settings: DataSettings, device: torch.device) -> tuple[Class
         return classifier, path.name
     prepare_folder(CACHE)
     train_classifier(classifier, images.to(device), labels.to(device))
-    test_images, test_labels = load_images(settings, test=True)
-    share = accuracy(classifier, test_images.to(device), test_labels.to(device))
+    share = accuracy(classifier, test[0].to(device), test[1].to(device))
     weights = {name: weight.cpu() for name, weight in classifier.state_dict().items()}
     content = {"format_version": FORMAT_VERSION, "weights": weights, "test_accuracy": share}
     write_atomically(path, lambda file: torch.save(content, file))

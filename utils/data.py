@@ -15,6 +15,7 @@ from utils.errors import InputError
 from utils.randomness import seed_of
 
 TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
+Images = tuple[Tensor, Tensor]  # uint8 [N, C, H, W] and their classes [N]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 
 
@@ -83,8 +84,8 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     )
 
 
-def load_images(settings: DataSettings, *, test: bool = False) -> tuple[Tensor, Tensor]:
-    """The training or test images of a data set, uint8 [N, C, H, W] in its size and channels, and their classes [N].
+def load_images(settings: DataSettings, *, test: bool = False) -> Images:
+    """The training or test images of a data set, in its size and channels, and their classes.
 
     Raises:
         InputError: they are missing and cannot be fetched, or a folder has no test images.
@@ -97,8 +98,8 @@ def load_images(settings: DataSettings, *, test: bool = False) -> tuple[Tensor, 
     return _read_folder(settings, test)
 
 
-def _read_torchvision(settings: DataSettings, test: bool) -> tuple[Tensor, Tensor]:
-    """A data set of torchvision's as images [N, C, H, W] and classes [N]; fetched where it is not there."""
+def _read_torchvision(settings: DataSettings, test: bool) -> Images:
+    """A data set of torchvision's, in its own size and channels; fetched where it is not there."""
     dataset_class = TORCHVISION[settings.name]
     try:
         try:
@@ -118,7 +119,7 @@ def _read_torchvision(settings: DataSettings, test: bool) -> tuple[Tensor, Tenso
     return images, torch.as_tensor(dataset.targets)
 
 
-def _read_folder(settings: DataSettings, test: bool) -> tuple[Tensor, Tensor]:
+def _read_folder(settings: DataSettings, test: bool) -> Images:
     """All images below a folder; the class of each is the number of the folder in data.root whose name is its own's."""
     root = Path(settings.test_root if test else settings.root)
     paths = _find_images(root, "data.test_root" if test else "data.root")

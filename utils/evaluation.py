@@ -14,8 +14,6 @@ from tqdm import tqdm
 
 from utils.checkpoints import Checkpoint, fingerprint, load_checkpoint
 from utils.config import Config
-from utils.data import load_images
-from utils.errors import InputError
 from utils.metrics import Extractor, QualityMetrics
 from utils.randomness import seed_of
 from utils.results import Results
@@ -59,6 +57,8 @@ class Evaluation:
 
     config: Config
     teacher: Checkpoint
+    training_images: Tensor
+    test_images: Tensor
     extractor: Extractor
     results: Results
     num_samples: int
@@ -134,8 +134,7 @@ class Evaluation:
 
     @cached_property
     def _metrics(self) -> QualityMetrics:
-        test_images, _ = load_images(self.config.data, test=True)
-        batches = (images.to(self.device) for images in test_images.split(self.batch_size))
+        batches = (images.to(self.device) for images in self.test_images.split(self.batch_size))
         return QualityMetrics(self.extractor, batches, self.num_samples, self.device)
 
     @cached_property
@@ -154,23 +153,16 @@ class Evaluation:
             yield from self._samples(candidate, found)
 
     def _training_images(self) -> Iterator[Tensor]:
-        images, _ = load_images(self.config.data)
-        if len(images) < self.num_samples:
-            raise InputError(
-                f"--num_samples {self.num_samples}: more than the {len(images)} training images, of which as many are "
-                "the floor"
-            )
         generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
-        chosen = torch.randperm(len(images), generator=generator)[: self.num_samples]
+        chosen = torch.randperm(len(self.training_images), generator=generator)[: self.num_samples]
         for indices in chosen.split(self.batch_size):
-            yield images[indices].to(self.device)
+            yield self.training_images[indices].to(self.device)
 
     def _uniform_noise(self) -> Iterator[Tensor]:
-        data, generator = self.config.data, torch.Generator().manual_seed(seed_of("uniform noise", self.seed))
-        shape = (data.num_channels, data.image_size, data.image_size)
+        generator = torch.Generator().manual_seed(seed_of("uniform noise", self.seed))
         for batch in torch.arange(self.num_samples).split(self.batch_size):
-            noise = torch.randint(256, (len(batch), *shape), generator=generator, dtype=torch.uint8)
-            yield noise.to(self.device)
+            shape = (len(batch), *self.test_images.shape[1:])
+            yield torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.device)
 
     def _samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Tensor]:
         seconds, squared, compared = 0.0, 0.0, 0

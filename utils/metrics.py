@@ -11,7 +11,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from utils.classifier import NUM_FEATURES, load_classifier, to_unit_range
-from utils.config import Data as DataSettings
+from utils.data import Images
 from utils.errors import InputError
 from utils.randomness import seed_of
 
@@ -33,9 +33,9 @@ class Extractor:
     extract: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
-def classifier_features(settings: DataSettings, device: torch.device) -> Extractor:
-    """The features of a small classifier of the data set: see utils/classifier.py."""
-    classifier, name = load_classifier(settings, device)
+def classifier_features(name: str, training: Images, test: Images, device: torch.device) -> Extractor:
+    """The features of a small classifier of the data set of that name: see utils/classifier.py."""
+    classifier, name = load_classifier(name, training, test, device)
 
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
         features = classifier.features(to_unit_range(images))
@@ -44,7 +44,7 @@ def classifier_features(settings: DataSettings, device: torch.device) -> Extract
     return Extractor(name, NUM_FEATURES, classifier.head.out_features, extract)
 
 
-def inception_features(settings: DataSettings, device: torch.device) -> Extractor:
+def inception_features(_name: str, _training: Images, _test: Images, device: torch.device) -> Extractor:
     """The features of Inception v3 that FID is usually reported with; grey images become grey colours.
 
     Raises:
