@@ -16,8 +16,8 @@ from conftest import ROOT
 from PIL import Image
 from torchvision import datasets
 
-from utils.config import Config
-from utils.data import ImageData, _epochs, load_data
+from utils.config import Config, Data
+from utils.data import ImageData, _epochs, load_data, load_images
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -177,3 +177,24 @@ def test_folders_that_are_none(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"broken.png: not an image that can be read"):
         load(name="folder", root=str(tmp_path))
+
+
+def test_the_test_images_of_a_folder_have_its_classes(tmp_path):
+    for path, value in (("a/cats/1.png", 1), ("a/dogs/1.png", 2), ("a/owls/1.png", 3), ("b/dogs/7.png", 7)):
+        write_image(tmp_path / path, 8, 8, value)
+    settings = Data(
+        name="folder", root=str(tmp_path / "a"), test_root=str(tmp_path / "b"), image_size=8, num_channels=1
+    )
+    images, labels = load_images(settings, test=True)
+    assert images[:, 0, 0, 0].tolist() == [7] and labels.tolist() == [1]
+    write_image(tmp_path / "b/bats/1.png", 8, 8, 1)
+    with pytest.raises(InputError, match=r"bats/1.png: of a class that data.root has no folder for: bats"):
+        load_images(settings, test=True)
+    with pytest.raises(InputError, match=r"data.test_root: missing"):
+        load_images(settings.model_copy(update={"test_root": None}), test=True)
+
+
+def test_the_test_images_of_mnist_are_others():
+    settings = Data(name="MNIST", root=str(ROOT / "data"), image_size=28, num_channels=1)
+    images, labels = load_images(settings, test=True)
+    assert images.shape == (10_000, 1, 28, 28) and labels[:5].tolist() == [7, 2, 1, 0, 4]

@@ -133,7 +133,7 @@ def _read_folder(settings: DataSettings, test: bool) -> Images:
         if name not in classes:
             raise InputError(f"{path}: of a class that data.root has no folder for: {name}")
         try:
-            image = transforms.pil_to_tensor(Image.open(path).convert("RGB"))
+            image = transforms.pil_to_tensor(Image.open(path).convert("L" if settings.num_channels == 1 else "RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: not an image that can be read") from error
         images[i], labels[i] = _fit(image[None], settings)[0], classes[name]

@@ -1,0 +1,118 @@
+"""evaluate.py, run as a user runs it, on a lesson so small that its digits are none; the numbers are true anyway."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, call
+from PIL import Image
+from torchvision.datasets import MNIST
+
+from utils import classifier
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory):
+    """A tiny lesson on a folder of real digits in ten classes, and students of 4 and 2 steps."""
+    folder = tmp_path_factory.mktemp("lesson")
+    digits = MNIST(ROOT / "data", download=True)
+    for i in range(600):
+        image, label = digits[i]
+        path = folder / f"{'training' if i < 400 else 'test'}/{label}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    data = f"name: folder, test_root: {folder / 'test'}"
+    text = (TINY % (folder / "training")).replace("name: MNIST", data)
+    (folder / "tiny.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call("train.py", "--config_path", "tiny.yaml") == 0
+        flags = ["--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--initial_sampling_steps", 4]
+        assert call("distill.py", "--config_path", "tiny.yaml", *flags, "--distillation_iterations", 2) == 0
+    return folder
+
+
+COMMAND = ["evaluate.py", "--config_path", "tiny.yaml", "--teacher", "output/tiny/diffusion-6.pt"]
+STUDENTS = ["--students", "output/distilled/tiny", "--num_samples", 60]
+ROWS = [
+    "training images",
+    "uniform noise",
+    "teacher, ddim, 4 steps",
+    "teacher, ddim, 2 steps",
+    "teacher, ancestral, 4 steps",
+    "teacher, ancestral, 2 steps",
+    "distilled, ddim, 4 steps",
+    "distilled, ddim, 2 steps",
+]
+
+
+def test_a_table_a_figure_and_results_that_are_not_computed_again(lesson, monkeypatch, capsys):
+    monkeypatch.chdir(lesson)
+    assert call(*COMMAND, *STUDENTS, "--sampling_steps", 2, 4) == 0
+    output = capsys.readouterr().out
+    table = output[output.index("FID") :].splitlines()[1:9]
+    assert [line[:32].strip() for line in table] == ROWS
+    folder = Path("output/evaluation/tiny")
+    assert Image.open(folder / "fid.png").size == (910, 585)
+    entries = json.loads((folder / "results.json").read_text())["evaluations"]
+    assert len(entries) == 8
+    for line, entry in zip(table, entries, strict=True):
+        cells = line[32:].split()
+        assert float(cells[0]) == pytest.approx(entry["fid"], abs=1e-3)
+        if entry["checkpoint"]:
+            assert float(cells[1]) == pytest.approx(entry["fid"] / entries[2]["fid"], abs=0.01)
+            assert entry["seconds_per_picture"] > 0
+        assert len(entry["classes"]) == 10 and entry["num_samples"] == 60
+    assert entries[0]["fid"] < entries[2]["fid"] and entries[0]["fid"] < entries[1]["fid"]
+    assert entries[6]["checkpoint"] == "output/distilled/tiny/1_4/diffusion-4.pt"
+    assert 0 < entries[6]["distance"] < 2 and entries[4]["distance"] is None
+
+    before = (folder / "results.json").stat().st_mtime_ns
+    monkeypatch.setattr(classifier, "train_classifier", None)
+    assert call(*COMMAND, *STUDENTS, "--sampling_steps", 4, 2) == 0
+    assert capsys.readouterr().out.splitlines()[2:10] == table
+    assert (folder / "results.json").stat().st_mtime_ns == before
+
+
+def test_without_numbers_of_steps_the_powers_of_two_that_tell_something(lesson, monkeypatch, capsys):
+    monkeypatch.chdir(lesson)
+    flags = ["--output_dir", "default", "--samplers", "ddim", "--num_samples", 30]
+    assert call(*COMMAND, *flags) == 0
+    entries = json.loads(Path("default/results.json").read_text())["evaluations"]
+    search = next(entry for entry in entries if entry["name"] == "fewest steps")
+    steps = [entry["sampling_steps"] for entry in entries if entry["name"] == "teacher"]
+    assert steps == [2**k for k in range(len(steps) - 1, -1, -1)] and steps[0] == search["steps"]
+    assert all(distance < 0.02 for n, distance in search["distances"].items() if int(n) >= steps[0])
+    assert "ancestral" not in capsys.readouterr().out
+
+
+def test_an_interrupted_evaluation_continues(lesson, monkeypatch, capsys):
+    from utils.evaluation import Evaluation
+
+    monkeypatch.chdir(lesson)
+    command = [*COMMAND, *STUDENTS, "--sampling_steps", 2, 4, "--output_dir", "interrupted"]
+    draw, drawn = Evaluation._draw, []
+
+    def interrupted(self, candidate, count):
+        drawn.append(candidate)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(self, candidate, count)
+
+    monkeypatch.setattr(Evaluation, "_draw", interrupted)
+    assert call(*command) == 130
+    assert "interrupted" in capsys.readouterr().err
+    finished = len(json.loads(Path("interrupted/results.json").read_text())["evaluations"])
+    assert 2 < finished < 8
+    assert call(*command) == 0
+    entries = json.loads(Path("interrupted/results.json").read_text())["evaluations"]
+    assert len(entries) == 8 and len({json.dumps(entry) for entry in entries}) == 8
+
+
+def test_inception_without_its_package(lesson, monkeypatch, capsys):
+    monkeypatch.chdir(lesson)
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    assert call(*COMMAND, "--features", "inception", "--num_samples", 10) == 2
+    error = capsys.readouterr().err
+    assert "--features inception: needs the package torch-fidelity: pip install torch-fidelity" in error
+    assert error.count("\n") == 1
