@@ -76,6 +76,7 @@ class Optimization(Section):
 
     batch_size: PositiveInt = 128
     loss_weighting: LossWeighting = "v_mse"
+    adam_beta2: Decay = 0.999
     gradient_clipping: PositiveFloat = 1.0
     ema_decay: Decay = 0.9999
     save_and_sample_every_n: PositiveInt = 1000

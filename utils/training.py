@@ -48,7 +48,8 @@ class Trainer:
         """
         self.model, self.config, self.settings, self.run = model, config, settings, run
         self.learning_rate, self.sampling_steps, self.device = learning_rate, sampling_steps, device
-        self.optimizer = torch.optim.Adam(model.network.parameters(), lr=learning_rate(0), fused=True)
+        betas = (0.9, settings.adam_beta2)
+        self.optimizer = torch.optim.Adam(model.network.parameters(), lr=learning_rate(0), betas=betas, fused=True)
         self.ema = AveragedModel(model.network, multi_avg_fn=self._average)
         self.ema.eval()
         self.step = 0
