@@ -1,5 +1,6 @@
 # make lesson    the small lesson: train, distill from 1024 sampling steps to 8, compare; continues what is unfinished
 # make further   goes on from there to 4, 2 and 1 steps
+# make evaluate  measures them all: FID and more against the number of steps, with a figure; half an hour
 # make test      lint, then all tests
 # make lint      ruff: style and format
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NAME := ddpm_32x32_v_continuous_small
 CONFIG := configs/$(NAME).yaml
-TEACHER := output/$(NAME)/diffusion-2500.pt
+TEACHER := output/$(NAME)/diffusion-5000.pt
 STUDENTS := output/distilled/$(NAME)
 STUDENT := $(STUDENTS)/7_8/diffusion-600.pt
 LAST_STUDENT := $(STUDENTS)/10_1/diffusion-500.pt
@@ -16,7 +17,7 @@ FURTHER_PICTURE := output/lesson-4-2-1-steps.png
 DISTILL := $(BIN)/python distill.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
 	--initial_sampling_steps 512 --distillation_iterations
 
-.PHONY: lesson further test lint
+.PHONY: lesson further evaluate test lint
 
 lesson: $(PICTURE)
 	@echo "The lesson is done. Its pictures:"
@@ -25,6 +26,9 @@ lesson: $(PICTURE)
 
 further: $(FURTHER_PICTURE)
 	@echo "  $(FURTHER_PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
+
+evaluate: $(LAST_STUDENT)
+	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS)
 
 test: lint
 	$(BIN)/python -m pytest
@@ -40,13 +44,13 @@ $(STUDENT): $(TEACHER)
 	$(DISTILL) 7
 
 $(PICTURE): $(STUDENT)
-	$(BIN)/python sample.py --compare $(TEACHER):1024 $(TEACHER):8 $(STUDENT):8 --output $@
+	$(BIN)/python sample.py --num_samples 60 --compare $(TEACHER):1024 $(TEACHER):8 $(STUDENT):8 --output $@
 
 $(LAST_STUDENT): $(STUDENT)
 	$(DISTILL) 10
 
 $(FURTHER_PICTURE): $(LAST_STUDENT)
-	$(BIN)/python sample.py --num_samples 16 --output $@ --compare $(TEACHER):1024 \
+	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(TEACHER):1024 \
 		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
 		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
 		$(TEACHER):1 $(LAST_STUDENT)

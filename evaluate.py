@@ -1,7 +1,7 @@
 """Measures quality against the number of sampling steps: the figure of Salimans & Ho 2022 (their figure 4).
 
     python evaluate.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
-      --teacher output/ddpm_32x32_v_continuous_small/diffusion-2500.pt \\
+      --teacher output/ddpm_32x32_v_continuous_small/diffusion-5000.pt \\
       --students output/distilled/ddpm_32x32_v_continuous_small
 
 Every student at its own number of steps, and the teacher at each number of steps by each sampler, are compared with

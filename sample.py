@@ -150,7 +150,9 @@ def main() -> None:
         print(report)
         pictures.append((label_of(checkpoint, steps), images))
 
-    save_picture(side_by_side(pictures) if arguments.compare else grid(pictures[0][1]), arguments.output)
+    num_classes = panels[0][0].config.network.num_classes
+    picture = side_by_side(pictures, num_classes) if arguments.compare else grid(pictures[0][1], num_classes)
+    save_picture(picture, arguments.output)
     print(f"wrote {arguments.output}")
 
 

@@ -12,11 +12,16 @@ from torchvision.utils import make_grid, save_image
 from utils.files import write_atomically
 
 LABEL_HEIGHT = 26  # pixels
+MOST_COLUMNS = 16
 
 
-def grid(images: Tensor) -> Tensor:
-    """Images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1], as near to square as can be."""
-    columns = math.ceil(math.sqrt(len(images)))
+def grid(images: Tensor, num_classes: int = 0) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1]: a column for each class, or near to square.
+
+    Sample i of a model with classes is of class i modulo their number; so many columns, where they fit, sort them.
+    """
+    sorts = 1 < num_classes <= min(len(images), MOST_COLUMNS)
+    columns = num_classes if sorts else math.ceil(math.sqrt(len(images)))
     return make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=2, pad_value=0.5)
 
 
@@ -25,10 +30,11 @@ def save_picture(picture: Tensor, path: Path) -> None:
     write_atomically(path, lambda file: save_image(picture, file, format="png"))
 
 
-def side_by_side(panels: list[tuple[str, Tensor]]) -> Tensor:
+def side_by_side(panels: list[tuple[str, Tensor]], num_classes: int = 0) -> Tensor:
     """Sets of images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1], each under its label."""
     labelled = [
-        _labelled(label, grid(images).repeat_interleave(2, 1).repeat_interleave(2, 2)) for label, images in panels
+        _labelled(label, grid(images, num_classes).repeat_interleave(2, 1).repeat_interleave(2, 2))
+        for label, images in panels
     ]
     return torch.cat(labelled, dim=2)
 

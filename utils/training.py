@@ -174,4 +174,4 @@ class Trainer:
             seed=self.config.seed,
             device=self.device,
         )
-        save_picture(grid(pictures), path)
+        save_picture(grid(pictures, self.config.network.num_classes), path)
