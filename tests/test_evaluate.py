@@ -82,7 +82,7 @@ def test_without_numbers_of_steps_the_powers_of_two_that_tell_something(lesson, 
     search = next(entry for entry in entries if entry["name"] == "fewest steps")
     steps = [entry["sampling_steps"] for entry in entries if entry["name"] == "teacher"]
     assert steps == [2**k for k in range(len(steps) - 1, -1, -1)] and steps[0] == search["steps"]
-    assert all(distance < 0.02 for n, distance in search["distances"].items() if int(n) >= steps[0])
+    assert all(distance < 0.01 for n, distance in search["distances"].items() if int(n) >= steps[0])
     assert "ancestral" not in capsys.readouterr().out
 
 

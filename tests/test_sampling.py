@@ -47,7 +47,7 @@ def test_sample_17_is_sample_17_at_any_batch_size(sampler):
     assert (together[17] - together[14]).abs().max() > 0.1  # of the same class, from other noise
 
 
-def test_the_seed_changes_the_samples_and_clipping_holds_them():
+def test_the_seed_changes_the_samples_and_pictures_lie_within_their_range():
     model, config = lesson()
     one, other = (draw_samples(model, config, range(3), sampling_steps=3, seed=s, device=CPU) for s in (0, 1))
     assert (one - other).abs().max() > 0.1

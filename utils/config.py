@@ -129,7 +129,7 @@ class Sampling(Section):
 
     sampler: Literal["ddim", "ancestral"] = "ddim"
     variance: Literal["small", "large"] | Fraction = "large"
-    clip: bool = True
+    clip: bool = False
     sampling_steps: PositiveInt = 128
     num_samples: PositiveInt = 64
     batch_size: PositiveInt = 64

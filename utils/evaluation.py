@@ -20,7 +20,7 @@ from utils.results import Results
 from utils.sampling import num_batches, sample_batches
 
 NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
-SAME_PICTURE = 0.02  # root mean squared difference, in [-1, 1], below which pictures look the same: 2.5 of 255 greys
+SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def sample_batches(
     device: torch.device,
     tick: Callable[[], object],
 ) -> Iterator[Tensor]:
-    """The samples of the given indices, batch after batch [B, C, H, W]; in [-1, 1] where the configuration clips.
+    """The samples of the given indices, batch after batch, [B, C, H, W] in [-1, 1].
 
     A sample depends on its index, the seed and the number of steps, not on its batch. In a model with classes,
     sample i is of class i modulo the number of classes. `tick()` is called at each evaluation of the network.
@@ -48,9 +48,10 @@ def sample_batches(
         label = torch.tensor([i % num_classes for i in batch], device=device) if num_classes else None
         options = {"label": label, "clip": settings.clip}
         if settings.sampler == "ddim":
-            yield ddim(counting, noise(), sampling_steps, **options)
+            x = ddim(counting, noise(), sampling_steps, **options)
         else:
-            yield ancestral(counting, noise(), sampling_steps, noise, variance=settings.variance_fraction, **options)
+            x = ancestral(counting, noise(), sampling_steps, noise, variance=settings.variance_fraction, **options)
+        yield x.clamp(-1, 1)
 
 
 def draw_samples(
