@@ -143,3 +143,9 @@ def test_a_configuration_survives_being_saved(tmp_path):
 def test_differences_are_named():
     there, here = {"a": {"b": 1, "c": [1]}, "d": None}, {"a": {"b": 2, "c": [1]}, "e": 3}
     assert differences(there, here) == ["a.b is 1 there and 2 here", "e is None there and 3 here"]
+
+
+def test_the_longer_distillation_differs_in_the_distillation_alone():
+    small, long = (load_config(ROOT / f"configs/ddpm_32x32_v_continuous_small{x}.yaml") for x in ("", "_long"))
+    assert long.distillation != small.distillation
+    assert long.model_copy(update={"distillation": small.distillation}) == small
