@@ -50,7 +50,7 @@ $(LAST_STUDENT): $(STUDENT)
 	$(DISTILL) 10
 
 $(FURTHER_PICTURE): $(LAST_STUDENT)
-	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(TEACHER):1024 \
+	$(BIN)/python sample.py --num_samples 16 --output $@ --compare $(TEACHER):1024 \
 		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
 		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
 		$(TEACHER):1 $(LAST_STUDENT)

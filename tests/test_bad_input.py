@@ -194,6 +194,6 @@ def test_a_learning_rate_too_steep(finished, monkeypatch, capsys):
 
 def test_a_bug_keeps_its_traceback(finished, monkeypatch):
     monkeypatch.chdir(finished)
-    monkeypatch.setattr(sample, "grid", lambda images: 1 / 0)
+    monkeypatch.setattr(sample, "grid", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call("sample.py", "--checkpoint", STUDENT, "--num_samples", 1, "--output", "x.png")

@@ -79,6 +79,7 @@ def test_a_grid_has_a_column_for_each_class_where_they_fit():
     assert grid(images, num_classes=6).shape == (3, 2 * 6 + 2, 6 * 6 + 2)
     assert grid(images, num_classes=100).shape == grid(images).shape == (3, 3 * 6 + 2, 4 * 6 + 2)
     assert side_by_side([("a", images), ("b", images)], num_classes=6).shape[2] == 2 * 2 * (6 * 6 + 2)
+    assert side_by_side(4 * [("a", images)], num_classes=6).shape[2] == 4 * 2 * (4 * 6 + 2)
 
 
 def test_panels_stand_side_by_side_under_their_labels():

@@ -222,4 +222,4 @@ def test_classes_and_colour_go_all_the_way(folder_lesson, tmp_path, monkeypatch)
     assert call("distill.py", *config, *flags, "--initial_sampling_steps", 3) == 0
     student = "output/distilled/tiny/1_3/diffusion-4.pt"
     assert call("sample.py", "--checkpoint", student, "--sampler", "ancestral", "--num_samples", 5) == 0
-    assert Image.open("output/grid.png").size == (3 * 18 + 2, 2 * 18 + 2)
+    assert Image.open("output/grid.png").size == (2 * 18 + 2, 3 * 18 + 2)  # a column for each class

@@ -12,7 +12,7 @@ from torchvision.utils import make_grid, save_image
 from utils.files import write_atomically
 
 LABEL_HEIGHT = 26  # pixels
-MOST_COLUMNS = 16
+MOST_COLUMNS, MOST_SORTED_PANELS = 16, 3
 
 
 def grid(images: Tensor, num_classes: int = 0) -> Tensor:
@@ -31,7 +31,11 @@ def save_picture(picture: Tensor, path: Path) -> None:
 
 
 def side_by_side(panels: list[tuple[str, Tensor]], num_classes: int = 0) -> Tensor:
-    """Sets of images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1], each under its label."""
+    """Sets of images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1], each under its label.
+
+    Many panels are not sorted by class, or the picture would be too wide.
+    """
+    num_classes = num_classes if len(panels) <= MOST_SORTED_PANELS else 0
     labelled = [
         _labelled(label, grid(images, num_classes).repeat_interleave(2, 1).repeat_interleave(2, 2))
         for label, images in panels
