@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from utils import cli
-from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.checkpoints import load_checkpoint
 from utils.config import Config, load_config
 from utils.data import load_images
 from utils.errors import InputError
@@ -116,9 +116,9 @@ def find_students(folder: Path | None, config: Config, config_path: str) -> list
 
 
 def choose_candidates(
-    arguments: argparse.Namespace, teacher: Checkpoint, students: list[Candidate], evaluation: Evaluation
+    arguments: argparse.Namespace, students: list[Candidate], evaluation: Evaluation
 ) -> list[Candidate]:
-    """The rows of the table: the floor, the ceiling, the students, the teacher."""
+    """The rows of the table: the floor, the ceiling, the teacher, the students."""
     if arguments.sampling_steps:
         ddim_steps = ancestral_steps = sorted(set(arguments.sampling_steps), reverse=True)
     else:
@@ -207,7 +207,7 @@ def main() -> None:
             device=device,
             bar=bar,
         )
-        candidates = choose_candidates(arguments, teacher, students, evaluation)
+        candidates = choose_candidates(arguments, students, evaluation)
         bar.reset(total=evaluation.num_network_evaluations(candidates))
         tqdm.write(row_of(COLUMNS))
         rows, baseline = [], None

@@ -7,7 +7,7 @@ from conftest import ROOT
 from utils import classifier, metrics
 from utils.classifier import Classifier, train_classifier
 from utils.config import Data
-from utils.data import load_images
+from utils.data import load_images, to_unit_range
 from utils.errors import InputError
 from utils.metrics import Extractor, QualityMetrics
 
@@ -97,7 +97,7 @@ def mnist():
     assert classifier.accuracy(network, *test) > 0.95
 
     def extract(images):
-        features = network.features(classifier.to_unit_range(images))
+        features = network.features(to_unit_range(images))
         return features, network.head(features).argmax(dim=1)
 
     return training[0][6000:], test[0], Extractor("mnist", 128, 10, extract)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.checkpoints import FORMAT_VERSION, read_file
-from utils.data import Images
+from utils.data import Images, to_unit_range
 from utils.errors import InputError
 from utils.files import prepare_folder, write_atomically
 from utils.randomness import seed_of
@@ -17,11 +17,6 @@ from utils.randomness import seed_of
 CACHE = Path("data/cache")
 NUM_FEATURES = 128
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 256, 1e-2  # at least 99% of MNIST's test images, within two minutes on two cores
-
-
-def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 images as the models see them, in [-1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 class Classifier(nn.Module):

@@ -19,6 +19,11 @@ Images = tuple[Tensor, Tensor]  # uint8 [N, C, H, W] and their classes [N]
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 
 
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 images as the models see them, in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 class ImageData:
     """Images [N, C, H, W] in uint8 and their classes [N], if any, in an order that a seed shuffles anew each epoch."""
 
@@ -40,7 +45,7 @@ class ImageData:
                 for epoch, begin, end in _epochs(step * batch_size, batch_size, len(self))
             ]
         ).to(self.images.device, non_blocking=self.images.is_cuda)
-        x = self.images[indices].float() / 127.5 - 1
+        x = to_unit_range(self.images[indices])
         if self.random_flip:
             flip = torch.rand(batch_size) < 0.5
             x = torch.where(flip.to(x.device, non_blocking=x.is_cuda)[:, None, None, None], x.flip(-1), x)

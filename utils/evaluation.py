@@ -80,7 +80,7 @@ class Evaluation:
         if candidate.path:
             subject |= {"clip": self.config.sampling.clip, "checkpoint_sha256": fingerprint(candidate.path)}
         if candidate.sampler == "ddim":
-            subject["teacher_sha256"] = fingerprint(self.teacher.path)
+            subject["teacher_sha256"] = self._teacher_sha256
         if candidate.sampler == "ancestral":
             subject["variance"] = self.config.sampling.variance_fraction
         return subject
@@ -111,7 +111,7 @@ class Evaluation:
         """
         subject = {
             "name": "fewest steps",
-            "teacher_sha256": fingerprint(self.teacher.path),
+            "teacher_sha256": self._teacher_sha256,
             "clip": self.config.sampling.clip,
             "seed": self.seed,
             "same_picture": SAME_PICTURE,
@@ -131,6 +131,10 @@ class Evaluation:
             entry = subject | {"steps": steps, "distances": distances}
             self.results.add(entry)
         return entry["steps"]
+
+    @cached_property
+    def _teacher_sha256(self) -> str:
+        return fingerprint(self.teacher.path)  # once: every row is also about the teacher, and its file may be large
 
     @cached_property
     def _metrics(self) -> QualityMetrics:

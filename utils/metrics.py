@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from utils.classifier import NUM_FEATURES, load_classifier, to_unit_range
-from utils.data import Images
+from utils.classifier import NUM_FEATURES, load_classifier
+from utils.data import Images, to_unit_range
 from utils.errors import InputError
 from utils.randomness import seed_of
 
