@@ -1,7 +1,12 @@
 """The network: a U-Net that looks at a noised image and its noise level (Ho et al. 2020; Nichol & Dhariwal 2021).
 
 On the way down every level halves the image and keeps what it saw; on the way up every level doubles it and looks
-at what was kept. The noise level scales and shifts the activations of every block.
+at what was kept. The noise level scales and shifts the activations of every block, and of the last norm.
+
+A way past all layers leads z itself to the output, times a factor that the noise level sets. For
+v = cot(phi) z - x / sin(phi): wherever x is plain to see, as in the background of a digit, v is z times a number, and
+a constant. Without that way the noise in z must be carried through every norm and activation, and what is lost of it
+stays in the pictures. (Karras et al. 2022, section 5, give their network such a skip; Peebles & Xie 2023 such a norm.)
 """
 
 import math
@@ -35,6 +40,12 @@ def sinusoids(position: Tensor, features: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
+    """h [B, C, H, W] scaled and shifted by the two halves of [B, 2 C]; not at all by zeros."""
+    scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
+    return h * (1 + scale) + shift
+
+
 class ResidualBlock(nn.Module):
     """Two convolutions around a norm that the embedding scales and shifts, beside a skip."""
 
@@ -50,9 +61,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """h [B, in_channels, H, W] and embedding [B, E] to [B, out_channels, H, W]."""
-        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
         r = self.conv_in(F.silu(self.norm_in(h)))
-        r = self.norm_out(r) * (1 + scale) + shift
+        r = modulate(self.norm_out(r), self.scale_shift(embedding))
         return self.skip(h) + self.conv_out(self.dropout(F.silu(r)))
 
 
@@ -167,7 +177,9 @@ class UNet(nn.Module):
                 size *= 2
 
         self.norm_out = group_norm(channels)
+        self.scale_shift = zero_init(nn.Linear(embedding, 2 * channels))
         self.conv_out = zero_init(nn.Conv2d(channels, num_channels * patch_size**2, 3, padding=1))
+        self.skip = zero_init(nn.Linear(embedding, num_channels))
 
     def embed(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
         """The noise level [B] and the class [B] as one vector [B, 4 features]."""
@@ -197,5 +209,6 @@ class UNet(nn.Module):
             h = layer(h, embedding)
         for layer in self.up:
             h = layer(torch.cat([h, kept.pop()], dim=1), embedding) if isinstance(layer, Stage) else layer(h)
-        h = self.conv_out(F.silu(self.norm_out(h)))
-        return rearrange(h, "b (c p q) y x -> b c (y p) (x q)", p=self.patch_size, q=self.patch_size)
+        h = self.conv_out(F.silu(modulate(self.norm_out(h), self.scale_shift(embedding))))
+        output = rearrange(h, "b (c p q) y x -> b c (y p) (x q)", p=self.patch_size, q=self.patch_size)
+        return output + self.skip(embedding)[:, :, None, None] * z

@@ -77,6 +77,18 @@ def test_the_time_reaches_the_output():
         assert (one - other).abs().max() > 0.01
 
 
+def test_z_has_a_way_past_all_layers():
+    """A network that begins as zero gives z times a number, once the noise level has learned one."""
+    network = UNet(**SMALL | {"num_channels": 2})
+    torch.nn.init.normal_(network.skip.weight)
+    network.skip.bias.data = torch.tensor([1.5, -0.5])
+    z, logsnr = torch.randn(3, 2, 16, 16), torch.tensor([-20.0, 0.0, 5.0])
+    factor = network(z, logsnr) / z
+    expected = network.embed(logsnr, None) @ network.skip.weight.T + network.skip.bias
+    torch.testing.assert_close(factor, expected[:, :, None, None].expand_as(z), rtol=1e-4, atol=1e-4)
+    assert (factor[0] - factor[1]).abs().min() > 1e-3
+
+
 def test_samples_do_not_see_each_other():
     network = awake(UNet(**SMALL))
     z, logsnr = torch.randn(5, 1, 16, 16), torch.linspace(-3, 3, 5)
