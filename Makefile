@@ -1,6 +1,6 @@
 # make lesson    the small lesson: train, distill from 1024 sampling steps to 8, compare; continues what is unfinished
 # make further   goes on from there to 4, 2 and 1 steps
-# make evaluate  measures them all: FID and more against the number of steps, with a figure; half an hour
+# make evaluate  measures them all: FID and more against the number of steps, with a figure; an hour at most
 # make test      lint, then all tests
 # make lint      ruff: style and format
 
