@@ -14,20 +14,25 @@ from torch import Tensor
 from models.diffusion import Diffusion, per_image, rotate, step_angles
 
 
+def countdown(num_steps: int) -> Tensor:
+    """N, N - 1, ..., 1 as [N, 1] in float64: each row the number of a step, the same for all images."""
+    return torch.arange(num_steps, 0, -1, dtype=torch.float64)[:, None]
+
+
 def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: bool = True) -> Tensor:
     """The deterministic sampler (paper, equation 8; Song et al. 2021): each step turns z back by the angle it spans.
 
     Without clipping that is z' = cos(d) z - sin(d) v. A clipped x goes with another v, so that
     x = cos(phi) z - sin(phi) v still holds.
     """
-    for step in range(num_steps, 0, -1):
-        i = torch.full((len(z),), step, dtype=torch.float64)
-        begin, end = step_angles(model.schedule, i, num_steps)
-        v = model.v(z, i / num_steps, label)
+    i = countdown(num_steps)
+    begin, end = step_angles(model.schedule, i, num_steps)
+    for t, phi, d in zip(i / num_steps, begin, begin - end, strict=True):
+        v = model.v(z, t.expand(len(z)), label)
         if clip:
-            x = rotate(z, v, begin)
-            v = v + (x - x.clamp(-1, 1)) / per_image(begin.sin(), z)
-        z = rotate(z, v, begin - end)
+            x = rotate(z, v, phi)
+            v = v + (x - x.clamp(-1, 1)) / per_image(phi.sin(), z)
+        z = rotate(z, v, d)
     return z.clamp(-1, 1) if clip else z
 
 
@@ -61,13 +66,12 @@ def ancestral(
 
     `noise()` gives fresh standard normal noise like z, once for each step but the last; `variance` as in `posterior`.
     """
-    for step in range(num_steps, 0, -1):
-        t = torch.full((len(z),), step / num_steps, dtype=torch.float64)
-        x = rotate(z, model.v(z, t, label), model.schedule.angle(t))
+    i = countdown(num_steps)
+    for t, s in zip(i / num_steps, (i - 1) / num_steps, strict=True):
+        x = rotate(z, model.v(z, t.expand(len(z)), label), model.schedule.angle(t))
         if clip:
             x = x.clamp(-1, 1)
-        if step == 1:
+        if s == 0:
             return x
-        s = torch.full_like(t, (step - 1) / num_steps)
         mean, log_variance = posterior(z, x, model.schedule.logsnr(s), model.schedule.logsnr(t), variance)
         z = mean + per_image(torch.exp(log_variance / 2), z) * noise()
