@@ -23,6 +23,7 @@ lesson: $(PICTURE)
 	@echo "The lesson is done. Its pictures:"
 	@echo "  $(PICTURE)   teacher at 1024 steps | teacher at 8 | student at 8, from the same noise"
 	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
+	@$(BIN)/python -m utils.timing output/$(NAME) $$(ls -d $(STUDENTS)/* | sort -V)
 
 further: $(FURTHER_PICTURE)
 	@echo "  $(FURTHER_PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"

@@ -17,11 +17,13 @@ import torch
 from models.diffusion import distillation_loss, stratified
 from utils import cli
 from utils.checkpoints import Checkpoint, fingerprint, load_checkpoint
+from utils.compute import DISTILLATION, Compute
 from utils.config import Config, load_config
 from utils.data import ImageData, load_data
 from utils.errors import InputError
 from utils.files import prepare_folder
 from utils.run import Run, delete_run, student_folders
+from utils.timing import Stopwatch, table
 from utils.training import Trainer
 
 
@@ -113,12 +115,18 @@ def prepare(folder: Path, config: Config, device: torch.device, restart: bool) -
 
 
 def distill(
-    teacher_checkpoint: Checkpoint, sampling_steps: int, config: Config, data: ImageData, run: Run, device: torch.device
+    teacher_checkpoint: Checkpoint,
+    sampling_steps: int,
+    config: Config,
+    data: ImageData,
+    run: Run,
+    compute: Compute,
+    stopwatch: Stopwatch,
 ) -> None:
     """One iteration of Algorithm 2: a student of `sampling_steps` (N) steps learns from a teacher of 2N."""
     settings, learning_rate = config.distillation, config.distillation.initial_learning_rate(sampling_steps)
-    teacher = teacher_checkpoint.model(device)
-    student = teacher_checkpoint.model(device)  # the student begins as its teacher; neither has dropout
+    teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
+    student = teacher_checkpoint.model(compute.device)  # the student begins as its teacher; neither has dropout
     trainer = Trainer(
         student,
         config,
@@ -126,7 +134,8 @@ def distill(
         run,
         learning_rate=lambda step: learning_rate * (1 - step / run.num_steps),  # annealed to 0
         sampling_steps=sampling_steps,
-        device=device,
+        compute=compute,
+        stopwatch=stopwatch,
     )
     for step in trainer.steps(f"{2 * sampling_steps} -> {sampling_steps}"):
         x, label = data.batch(step, settings.batch_size, order=sampling_steps)
@@ -138,6 +147,7 @@ def distill(
 
 def main() -> None:
     """Everything is checked first; then one student after the other."""
+    stopwatch = Stopwatch()
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     students = halvings(arguments.initial_sampling_steps, arguments.distillation_iterations)
@@ -147,25 +157,27 @@ def main() -> None:
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
     if not arguments.restart:
         check_folder(folder, students)
+    settings = config.distillation
+    passes = DISTILLATION * settings.batch_size * sum(map(settings.num_training_steps, students))
     data = None  # until there is something to do
 
     for iteration, sampling_steps in enumerate(students, start=1):
         run = Run.find(
             folder / f"{iteration}_{sampling_steps}",
             identify(config, teacher, sampling_steps),
-            config.distillation.num_training_steps(sampling_steps),
+            settings.num_training_steps(sampling_steps),
             restart=arguments.restart,
         )
         if run.finished:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:
             data = data or prepare(folder, config, device, arguments.restart)
-            print(
-                f"distilling on {device} from {2 * sampling_steps} to {sampling_steps} steps, writing to {run.folder}"
-            )
-            distill(teacher, sampling_steps, config, data, run, device)
+            compute = Compute.choose(config, device, passes, run.begun_compute)
+            print(f"distilling on {compute}, to {sampling_steps} steps, writing to {run.folder}")
+            distill(teacher, sampling_steps, config, data, run, compute, stopwatch)
         teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
 
+    print(table(folder / f"{iteration}_{steps}" for iteration, steps in enumerate(students, start=1)))
     print(f"the student of {teacher.sampling_steps} steps is {teacher.path}, its samples lie beside it")
 
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from utils import cli
 from utils.checkpoints import load_checkpoint
+from utils.compute import FORWARD, Compute
 from utils.config import Config, load_config
 from utils.data import load_images
 from utils.errors import InputError
@@ -84,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="where results.json and fid.png go (default: output/evaluation/<name of the config>)",
     )
-    parser.add_device()
+    parser.add_compute_arguments()
     arguments = parser.parse_args()
     for name in arguments.samplers:
         if name not in ("ddim", "ancestral"):
@@ -175,7 +176,7 @@ def curves_of(rows: list[tuple[Candidate, dict[str, Any]]]) -> dict[str, dict[in
 def main() -> None:
     """Everything is checked first; then one row after the other."""
     arguments = parse_arguments()
-    config = load_config(arguments.config_path)
+    config = load_config(arguments.config_path, cli.overrides(arguments))
     device = cli.choose_device(arguments.device)
     teacher = load_checkpoint(arguments.teacher)
     teacher.require_same_model(config, arguments.config_path)
@@ -191,7 +192,9 @@ def main() -> None:
         )
     prepare_folder(folder)
     extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
-    print(f"evaluating on {device} by {extractor.name}, {arguments.num_samples} pictures a row, writing to {folder}")
+    steps = sum(arguments.sampling_steps or [1024])  # about what the teacher is sampled with, in all rows together
+    compute = Compute.choose(config, device, FORWARD * arguments.num_samples * steps * len(arguments.samplers))
+    print(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, writing to {folder}")
 
     with tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
         evaluation = Evaluation(
@@ -204,7 +207,7 @@ def main() -> None:
             num_samples=arguments.num_samples,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            device=device,
+            compute=compute,
             bar=bar,
         )
         candidates = choose_candidates(arguments, students, evaluation)

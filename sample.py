@@ -18,6 +18,7 @@ from torch import Tensor
 
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.compute import FORWARD, Compute
 from utils.config import load_config
 from utils.errors import InputError
 from utils.files import prepare_folder
@@ -70,7 +71,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="PNG",
         help="where the picture goes (default: output/grid.png)",
     )
-    parser.add_device()
+    parser.add_compute_arguments()
     return parser.parse_args()
 
 
@@ -90,9 +91,11 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     chosen: dict[str, Any] = {"batch_size": arguments.batch_size, "sampler": arguments.sampler}
     chosen = {key: value for key, value in chosen.items() if value is not None}
     sampling = checkpoint.config.sampling.model_copy(update=chosen)
+    config = checkpoint.config.model_copy(update={"sampling": sampling, **cli.overrides(arguments)})
+    compute = Compute.choose(config, device, FORWARD * arguments.num_samples * steps)
     return draw_samples(
-        checkpoint.model(device),
-        checkpoint.config.model_copy(update={"sampling": sampling}),
+        compute.for_inference(checkpoint.model(device), sampling.batch_size),
+        config,
         range(arguments.num_samples),
         sampling_steps=steps,
         seed=arguments.seed,

@@ -14,9 +14,11 @@ import torch
 from models.diffusion import stratified, training_loss
 from utils import cli
 from utils.checkpoints import build_model, fingerprint, load_checkpoint
+from utils.compute import TRAINING, Compute
 from utils.config import Training, load_config
 from utils.data import load_data
 from utils.run import Run, delete_run
+from utils.timing import Stopwatch, table
 from utils.training import Trainer
 
 
@@ -43,6 +45,7 @@ def learning_rate(settings: Training, step: int) -> float:
 
 def main() -> None:
     """Everything is checked first; then the loop."""
+    stopwatch = Stopwatch()
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.training
@@ -61,6 +64,8 @@ def main() -> None:
         print(f"{folder}: finished, all {run.num_steps} steps; more --num_training_steps go on from here")
         return
 
+    passes = TRAINING * settings.num_training_steps * settings.batch_size
+    compute = Compute.choose(config, device, passes, run.begun_compute)
     data = load_data(config, device)
     torch.manual_seed(config.seed)
     model = checkpoint.model(device, config.network.dropout) if initial else build_model(config, device)
@@ -73,9 +78,10 @@ def main() -> None:
         run,
         learning_rate=lambda step: learning_rate(settings, step),
         sampling_steps=None,
-        device=device,
+        compute=compute,
+        stopwatch=stopwatch,
     )
-    print(f"training on {device} from step {trainer.step}, {len(data)} images, writing to {folder}")
+    print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")
 
     for step in trainer.steps("training"):
         x, label = data.batch(step, settings.batch_size)
@@ -84,6 +90,7 @@ def main() -> None:
         loss = training_loss(model, x, eps, t, settings.loss_weighting, label)
         trainer.update(loss.mean())
 
+    print(table([folder]))
     print(f"the model is {run.final_checkpoint}, its samples lie beside it")
 
 

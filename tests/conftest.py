@@ -18,6 +18,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a s
 torch.set_num_threads(1)
 
 TINY = """
+precision: fp32
 data: {name: MNIST, root: %s, image_size: 16, num_channels: 1}
 network:
   {features: 8, multipliers: [1, 2], num_residual_blocks: 1, attention_resolutions: [4], patch_size: 2, dropout: 0.1}

@@ -3,11 +3,11 @@ from test_sampling import lesson
 from tqdm import tqdm
 
 from utils.checkpoints import load_checkpoint, save_checkpoint
+from utils.compute import Compute
 from utils.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation, to_bytes
 from utils.metrics import Extractor
 from utils.results import Results
 
-CPU = torch.device("cpu")
 PIXELS = Extractor("pixels", 3, 2, lambda images: (images.double().mean(dim=(2, 3)), (images[:, 0, 0, 0] > 99).long()))
 
 
@@ -28,7 +28,7 @@ def evaluation(folder, **changes) -> Evaluation:
         "num_samples": 20,
         "seed": 0,
         "batch_size": 6,
-        "device": CPU,
+        "compute": Compute(torch.device("cpu"), "fp32", compile=False),
     }
     return Evaluation(**settings | changes)
 

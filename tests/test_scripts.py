@@ -68,7 +68,7 @@ def test_the_lesson_killed_and_continued_is_the_lesson_undisturbed(small_steps, 
     for name in ("training_state.pt", "diffusion-150.pt"):
         assert_same(contents(tmp_path / "output/tiny" / name), contents(tmp_path / "undisturbed" / name))
     lines = [json.loads(x) for x in (tmp_path / "output/tiny/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 151))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 151))
 
     teacher = tmp_path / "output/tiny/diffusion-150.pt"
     flags = ["--teacher_model_checkpoint", teacher, "--initial_sampling_steps", 4, "--distillation_iterations", 2]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.noise_schedule import CosineSchedule
-from models.unet import UNet, group_norm, sinusoids
+from models.unet import GroupNorm, UNet, sinusoids
 
 SMALL = {
     "image_size": 16,
@@ -132,6 +132,6 @@ def test_sizes_that_cannot_be_halved_are_refused():
 
 @pytest.mark.parametrize("channels", [2, 6, 8, 18, 32, 64, 96, 128, 256])
 def test_groups_divide_any_number_of_channels(channels):
-    norm = group_norm(channels)
+    norm = GroupNorm(channels)
     assert channels % norm.num_groups == 0 and norm.num_groups <= 32
     assert channels // norm.num_groups >= min(4, channels)

@@ -37,15 +37,28 @@ class Parser(argparse.ArgumentParser):
         every = f"{section}.save_and_sample_every_n"
         self.add_override("--save_and_sample_every_n", every, int, "steps from checkpoint to checkpoint")
         self.add_override("--seed", "seed", int, "seed of weights, order, noise and pictures")
-        self.add_device()
+        self.add_compute_arguments()
         self.add_argument(
             "--restart",
             action="store_true",
             help="delete what an earlier run left in the folder, and begin anew (default: continue it)",
         )
 
-    def add_device(self) -> None:
-        """The flag that `choose_device` reads."""
+    def add_compute_arguments(self) -> None:
+        """The flags of how to compute, and where: what `choose_device` and utils/compute.py read."""
+        self.add_argument(
+            "--precision",
+            dest=CONFIG_KEY + "precision",
+            choices=["auto", "fp32", "bf16"],
+            help="of the convolutions and the attention; auto: bf16 where it is native (default: the config's)",
+        )
+        self.add_argument(
+            "--compile",
+            dest=CONFIG_KEY + "compile",
+            type=auto_or_bool,
+            metavar="{auto,true,false}",
+            help="compile the network; auto: where it pays for itself within the run (default: the config's)",
+        )
         self.add_argument(
             "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
         )
@@ -58,6 +71,14 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, value in vars(arguments).items()
         if name.startswith(CONFIG_KEY) and value is not None
     }
+
+
+def auto_or_bool(text: str) -> bool | str:
+    """auto, true or false, as in a YAML, for argparse."""
+    values = {"auto": "auto", "true": True, "false": False}
+    if text not in values:
+        raise argparse.ArgumentTypeError(f"should be auto, true or false, not {text!r}")
+    return values[text]
 
 
 def positive_int(text: str) -> int:

@@ -144,6 +144,8 @@ class Config(Section):
     """The whole of a lesson."""
 
     seed: NonNegativeInt = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
     data: Data
     network: Network = Network()
     diffusion: DiffusionSettings = DiffusionSettings()

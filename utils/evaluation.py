@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from utils.checkpoints import Checkpoint, fingerprint, load_checkpoint
+from utils.compute import Compute
 from utils.config import Config
 from utils.metrics import Extractor, QualityMetrics
 from utils.randomness import seed_of
@@ -64,7 +65,7 @@ class Evaluation:
     num_samples: int
     seed: int
     batch_size: int
-    device: torch.device
+    compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
 
     def subject(self, candidate: Candidate) -> dict[str, Any]:
@@ -78,7 +79,8 @@ class Evaluation:
             "features": self.extractor.name,
         }
         if candidate.path:
-            subject |= {"clip": self.config.sampling.clip, "checkpoint_sha256": fingerprint(candidate.path)}
+            subject |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
+            subject["checkpoint_sha256"] = fingerprint(candidate.path)
         if candidate.sampler == "ddim":
             subject["teacher_sha256"] = self._teacher_sha256
         if candidate.sampler == "ancestral":
@@ -113,6 +115,7 @@ class Evaluation:
             "name": "fewest steps",
             "teacher_sha256": self._teacher_sha256,
             "clip": self.config.sampling.clip,
+            "precision": self.compute.precision,
             "seed": self.seed,
             "same_picture": SAME_PICTURE,
             "num_samples": NUM_COMPARED,
@@ -138,8 +141,8 @@ class Evaluation:
 
     @cached_property
     def _metrics(self) -> QualityMetrics:
-        batches = (images.to(self.device) for images in self.test_images.split(self.batch_size))
-        return QualityMetrics(self.extractor, batches, self.num_samples, self.device)
+        batches = (images.to(self.compute.device) for images in self.test_images.split(self.batch_size))
+        return QualityMetrics(self.extractor, batches, self.num_samples, self.compute.device)
 
     @cached_property
     def _reference(self) -> Tensor:
@@ -160,19 +163,21 @@ class Evaluation:
         generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
         chosen = torch.randperm(len(self.training_images), generator=generator)[: self.num_samples]
         for indices in chosen.split(self.batch_size):
-            yield self.training_images[indices].to(self.device)
+            yield self.training_images[indices].to(self.compute.device)
 
     def _uniform_noise(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed_of("uniform noise", self.seed))
         for batch in torch.arange(self.num_samples).split(self.batch_size):
             shape = (len(batch), *self.test_images.shape[1:])
-            yield torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.device)
+            yield torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.compute.device)
 
     def _samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Tensor]:
+        if self.compute.compile:  # before the clock runs
+            list(self._draw(replace(candidate, sampling_steps=1), self.batch_size, tick=int))
         seconds, squared, compared = 0.0, 0.0, 0
         start = time.perf_counter()
         for x in self._draw(candidate, self.num_samples):
-            if self.device.type != "cpu":
+            if self.compute.device.type != "cpu":
                 torch.accelerator.synchronize()
             seconds += time.perf_counter() - start
             if candidate.sampler == "ddim" and compared < NUM_COMPARED:
@@ -181,17 +186,18 @@ class Evaluation:
                 compared += len(reference)
             yield to_bytes(x)
             start = time.perf_counter()
-        found |= {"device": str(self.device), "seconds_per_picture": seconds / self.num_samples}
+        found |= {"device": str(self.compute.device), "seconds_per_picture": seconds / self.num_samples}
         found["distance"] = math.sqrt(squared / compared) if compared else None
 
-    def _draw(self, candidate: Candidate, count: int) -> Iterator[Tensor]:
+    def _draw(self, candidate: Candidate, count: int, tick: Callable[[], object] | None = None) -> Iterator[Tensor]:
         sampling = {"sampler": candidate.sampler, "batch_size": self.batch_size}
+        model = load_checkpoint(candidate.path).model(self.compute.device)
         return sample_batches(
-            load_checkpoint(candidate.path).model(self.device),
+            self.compute.for_inference(model, self.batch_size),
             self.config.model_copy(update={"sampling": self.config.sampling.model_copy(update=sampling)}),
             range(count),
             sampling_steps=candidate.sampling_steps,
             seed=self.seed,
-            device=self.device,
-            tick=self.bar.update,
+            device=self.compute.device,
+            tick=tick or self.bar.update,
         )

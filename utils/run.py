@@ -17,7 +17,7 @@ from utils.errors import InputError
 
 STATE_NAME = "training_state.pt"
 CHECKPOINT_NAME = re.compile(r"diffusion-(\d+)\.pt")
-STATE_KEYS = {"identity", "num_steps", "step", "network", "ema", "optimizer"}
+STATE_KEYS = {"identity", "num_steps", "step", "network", "ema", "optimizer", "compute"}
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.tmp")
 
 
@@ -62,6 +62,11 @@ class Run:
                 f"{num_steps} here; {advice}"
             )
         return cls(folder, identity, num_steps, state)
+
+    @property
+    def begun_compute(self) -> dict[str, Any] | None:
+        """How an earlier process of this run computed."""
+        return self.state and self.state["compute"]
 
     @property
     def state_path(self) -> Path:

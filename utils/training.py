@@ -1,4 +1,4 @@
-"""What stands around the loss that a script computes: optimizer, EMA, log, pictures and checkpoints."""
+"""What stands around the loss that a script computes: the optimizer, the log, pictures and checkpoints."""
 
 import json
 import math
@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from models.diffusion import Diffusion
 from utils.checkpoints import FORMAT_VERSION, save_checkpoint
+from utils.compute import Compute
 from utils.config import Config, Optimization
 from utils.errors import InputError
 from utils.files import prepare_folder, write_atomically
+from utils.optimizer import Optimizer
 from utils.pictures import grid, save_picture
 from utils.randomness import seed_of
 from utils.run import Run
 from utils.sampling import draw_samples
+from utils.timing import Stopwatch
 
 
 class Trainer:
@@ -37,7 +38,8 @@ class Trainer:
         *,
         learning_rate: Callable[[int], float],
         sampling_steps: int | None,
-        device: torch.device,
+        compute: Compute,
+        stopwatch: Stopwatch,
     ):
         """
         Args:
@@ -45,38 +47,36 @@ class Trainer:
             run: the folder, and the state to continue from.
             learning_rate: the learning rate at each step.
             sampling_steps: what the model is distilled for, None for an undistilled model.
+            compute: how the model computes; kept with the state.
         """
         self.model, self.config, self.settings, self.run = model, config, settings, run
-        self.learning_rate, self.sampling_steps, self.device = learning_rate, sampling_steps, device
-        betas = (0.9, settings.adam_beta2)
-        self.optimizer = torch.optim.Adam(model.network.parameters(), lr=learning_rate(0), betas=betas, fused=True)
-        self.ema = AveragedModel(model.network, multi_avg_fn=self._average)
-        self.ema.eval()
-        self.step = 0
+        self.learning_rate, self.sampling_steps = learning_rate, sampling_steps
+        self.compute, self.stopwatch = compute, stopwatch
+        compute.for_training(model)
+        self.optimizer = Optimizer(model.network, settings)
         prepare_folder(run.folder)
         if run.state:
             self._continue_from(run.state)
         self._forget_metrics_after(self.step)
 
     def _continue_from(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
         try:
-            self.model.network.load_state_dict(state["network"])
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(state, state["step"])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.run.state_path}: damaged; --restart begins anew") from error
 
-    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        # Warmed up: without it, the average is the first, random weights for thousands of steps.
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(averaged, current, None)
+    @property
+    def step(self) -> int:
+        """How many steps have been taken."""
+        return self.optimizer.step
 
     def steps(self, description: str) -> Iterator[int]:
         """Counts the steps that are left to take; between them, saves and samples as often as the settings say."""
         self.model.network.train()
         with tqdm(total=self.run.num_steps, initial=self.step, desc=description, unit="step") as self.bar:
             self._begin_interval()
+            self.stopwatch.lap("start")
+            part = "first step"
             while True:
                 # A run that continues comes by here first, and makes what a kill kept it from writing.
                 if self.step > 0 and self._due(self.settings.save_and_sample_every_n):
@@ -86,17 +86,12 @@ class Trainer:
                 # All that is drawn in a step depends on its number alone: nothing random need be remembered.
                 torch.manual_seed(seed_of("step", self.config.seed, self.sampling_steps, index=self.step))
                 yield self.step
+                self.stopwatch.lap(part)
+                part = "steps"
 
     def update(self, loss: Tensor) -> None:
         """One step of the optimizer down the gradient of the loss, and one of the EMA."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = clip_grad_norm_(self.model.network.parameters(), self.settings.gradient_clipping)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
-        self.optimizer.step()
-        self.ema.update_parameters(self.model.network)
-        self.step += 1
+        norm = self.optimizer.update(loss, self.learning_rate(self.step))
         self.bar.update()
         self.loss_sum += loss.detach()
         self.norm_sum += norm
@@ -107,8 +102,8 @@ class Trainer:
         return self.step % every == 0 or self.step == self.run.num_steps
 
     def _begin_interval(self) -> None:
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.norm_sum = torch.zeros((), device=self.device)
+        self.loss_sum = torch.zeros((), device=self.compute.device)
+        self.norm_sum = torch.zeros((), device=self.compute.device)
         self.interval_start, self.interval_step = time.perf_counter(), self.step
 
     def _log(self) -> None:
@@ -128,10 +123,13 @@ class Trainer:
             "learning_rate": rate,
             "steps_per_second": count / (time.perf_counter() - self.interval_start),
         }
-        with open(self.run.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        self._write_metrics(metrics)
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._begin_interval()
+
+    def _write_metrics(self, metrics: dict[str, Any]) -> None:
+        with open(self.run.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(metrics) + "\n")
 
     def _forget_metrics_after(self, step: int) -> None:
         """A run that continues from a step writes the lines after it again."""
@@ -144,12 +142,16 @@ class Trainer:
     def _save(self) -> None:
         if not (self.run.state and self.run.state["step"] == self.step):  # a run that continues has it already
             self._save_state()
+        self.stopwatch.lap("checkpoints")
         path = self.run.checkpoint_path(self.step)
         if not path.exists():
             self._draw(self.run.folder / f"sample-{self.step}.png")
-            weights = self.ema.module.state_dict()
+            self.stopwatch.lap("pictures")
+            weights = self.optimizer.ema.state_dict()
             save_checkpoint(path, weights, config=self.config, step=self.step, sampling_steps=self.sampling_steps)
             tqdm.write(f"wrote {path} and its sample")
+        self.stopwatch.lap("checkpoints")
+        self._write_metrics({"step": self.step, "seconds": self.stopwatch.take()})
         self._begin_interval()
 
     def _save_state(self) -> None:
@@ -158,20 +160,18 @@ class Trainer:
             "identity": self.run.identity,
             "num_steps": self.run.num_steps,
             "step": self.step,
-            "network": self.model.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
+            "compute": self.compute.as_dict(),
+        } | self.optimizer.state_dict()
         write_atomically(self.run.state_path, lambda file: torch.save(state, file))
 
     def _draw(self, path: Path) -> None:
         sampling = self.config.sampling
         pictures = draw_samples(
-            replace(self.model, network=self.ema.module),
+            replace(self.model, network=self.optimizer.ema),
             self.config,
             range(sampling.num_samples),
             sampling_steps=self.sampling_steps or sampling.sampling_steps,
             seed=self.config.seed,
-            device=self.device,
+            device=self.compute.device,
         )
         save_picture(grid(pictures, self.config.network.num_classes), path)

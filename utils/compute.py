@@ -1,0 +1,129 @@
+"""How networks compute: on which device, in which precision, and compiled or not."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.diffusion import Diffusion
+from utils.checkpoints import build_model
+from utils.config import Config
+
+# Compiling takes about a minute, and then saves a fifth of a training and a third of a sampling: with less to do than
+# this, in floating-point operations, it does not pay.
+WORTH_COMPILING_PER_CPU_THREAD = 1e14
+WORTH_COMPILING_ON_A_GPU = 1e16
+
+FORWARD, TRAINING = 1, 3  # passes of one image: a gradient costs as much as two forward passes
+DISTILLATION = TRAINING + 2 * FORWARD
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the networks of a run compute; a run that continues computes as it began."""
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+
+    @classmethod
+    def choose(
+        cls, config: Config, device: torch.device, passes: float, begun: Mapping[str, Any] | None = None
+    ) -> "Compute":
+        """What the configuration says; where it says `auto`, what is best on the device.
+
+        Args:
+            passes: of an image through the network, in the whole run; see `FORWARD`, `TRAINING`, `DISTILLATION`.
+            begun: `as_dict()` of an earlier process of the same run.
+        """
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32: where float32 is multiplied at all
+        if begun is None:
+            precision = config.precision
+            if precision == "auto":
+                precision = "bf16" if multiplies_bfloat16(device) else "fp32"
+            compiled = config.compile
+            if compiled == "auto":
+                compiled = is_worth_compiling(passes * forward_flop(config), device)
+        else:
+            precision, compiled = begun["precision"], begun["compile"]
+        return cls(device, precision, compiled)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What convolutions and attention compute in."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a run that continues keeps; it may go on on another device."""
+        return {"precision": self.precision, "compile": self.compile}
+
+    def __str__(self) -> str:
+        return f"{self.device} in {self.precision}{', compiled' if self.compile else ''}"
+
+    def for_training(self, model: Diffusion) -> Diffusion:
+        """The model, in place, ready to be trained in this way."""
+        model.network.bfloat16 = self.precision == "bf16"
+        if self.compile and compiler_works(self.device):
+            model.network.compile(dynamic=False)
+        return model
+
+    def for_inference(self, model: Diffusion, batch_size: int) -> Diffusion:
+        """The model, ready to draw or to teach, `batch_size` images at once; no longer to be trained."""
+        network = model.network
+        network.bfloat16 = self.precision == "bf16"
+        network.for_inference()
+        if not (self.compile and compiler_works(self.device)):
+            return model
+        compiled = torch.compile(network, dynamic=False)
+
+        def run(z: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
+            # Each other size would be compiled, too; the last, smaller batch is not worth it.
+            return (compiled if len(z) == batch_size else network)(z, logsnr, label)
+
+        return replace(model, network=run)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16, and need not imitate them."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities()
+        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def is_worth_compiling(flop: float, device: torch.device) -> bool:
+    """Whether so much is to be computed that compiling pays for itself."""
+    if device.type == "cpu":
+        return flop > WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
+    return device.type == "cuda" and flop > WORTH_COMPILING_ON_A_GPU
+
+
+@cache
+def compiler_works(device: torch.device) -> bool:
+    """Whether anything can be compiled here; if not, says so in a line."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except Exception as error:  # whatever stands in its way, the run can do without
+        reason = str(error).strip().splitlines()[0]
+        print(f"{sys.argv[0]}: warning: cannot compile, so computing without: {reason:.200}", file=sys.stderr)
+        return False
+    return True
+
+
+def forward_flop(config: Config) -> int:
+    """The floating-point operations of one image's way through the network; multiply and add are two."""
+    device = torch.device("meta")
+    network = build_model(config, device).network
+    z = torch.empty(1, config.data.num_channels, config.data.image_size, config.data.image_size, device=device)
+    label = torch.zeros(1, dtype=torch.long, device=device) if config.network.num_classes else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(z, torch.zeros(1, device=device), label)
+    return counter.get_total_flops()

@@ -1,0 +1,56 @@
+"""One step of training: the gradient, Adam, and the moving average of the weights."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from utils.config import Optimization
+
+
+class Optimizer:
+    """Adam for a network, in place, and the network's moving average, `ema`."""
+
+    def __init__(self, network: nn.Module, settings: Optimization):
+        self.network, self.settings = network, settings
+        self.adam = torch.optim.Adam(network.parameters(), betas=(0.9, settings.adam_beta2), fused=True)
+        self.averaged = AveragedModel(network, multi_avg_fn=self._average)
+        self.averaged.eval()
+        self.step = 0
+
+    @property
+    def ema(self) -> nn.Module:
+        """The network with the averaged weights, in evaluation mode."""
+        return self.averaged.module
+
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        # Warmed up: without it, the average is the first, random weights for thousands of steps.
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(averaged, current, None)
+
+    def update(self, loss: Tensor, learning_rate: float) -> Tensor:
+        """One step down the gradient of the loss, whose norm is returned, before it was clipped."""
+        self.adam.zero_grad()
+        loss.backward()
+        norm = clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        self.adam.step()
+        self.averaged.update_parameters(self.network)
+        self.step += 1
+        return norm
+
+    def state_dict(self) -> dict[str, dict]:
+        """Everything that continuing needs, but the number of the step."""
+        return {
+            "network": self.network.state_dict(),
+            "ema": self.averaged.state_dict(),
+            "optimizer": self.adam.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, dict], step: int) -> None:
+        """Takes over a state after so many steps."""
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["ema"])
+        self.adam.load_state_dict(state["optimizer"])
+        self.step = step
