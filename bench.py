@@ -1,0 +1,270 @@
+"""How fast the steps of a lesson are, and how near to what the machine can do.
+
+    python bench.py --config_path configs/ddpm_32x32_v_continuous_small.yaml
+
+Measures a training step, a distillation step, and a step of the sampler beside its bare evaluation of the network; and,
+in turn with them, the same written as most would write it: in float32, eager, the layout contiguous, the optimizer
+unfused. `of peak` is the share of the rate at which this machine, in this run and precision, multiplies large matrices.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from models.diffusion import Diffusion, distillation_loss, stratified, training_loss
+from models.samplers import ddim
+from utils import cli
+from utils.checkpoints import build_model
+from utils.compute import DISTILLATION, FORWARD, TRAINING, Compute, forward_flop
+from utils.config import Config, Optimization, load_config
+from utils.optimizer import Optimizer
+
+NUM_STEPS = 8  # of the sampler, and of the student; they take the same time at any number
+LEARNING_RATE = 1e-5
+# How each step is called, how often it sends an image through the network, and how many steps a call makes
+STEPS = {
+    "training step": ("training_step", TRAINING, 1),
+    "distillation step": ("distillation_step", DISTILLATION, 1),
+    "sampler step": ("sampler_steps", FORWARD, NUM_STEPS),
+    "network evaluation": ("network_evaluations", FORWARD, NUM_STEPS),
+}
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
+    parser.add_argument(
+        "--batch_size",
+        type=cli.positive_int,
+        metavar="N",
+        help="images a step (default: the config's, of training, distillation and sampling)",
+    )
+    parser.add_argument(
+        "--rounds", type=cli.positive_int, default=15, metavar="N", help="of all measurements in turn (default: 15)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_compute_arguments()
+    return parser.parse_args()
+
+
+class Batch:
+    """Images, noise and times, as the scripts draw them; always the same, since it is the rest that is measured."""
+
+    def __init__(self, config: Config, batch_size: int, device: torch.device):
+        shape = (batch_size, config.data.num_channels, config.data.image_size, config.data.image_size)
+        num_classes = config.network.num_classes
+        self.x, self.eps = torch.rand(shape, device=device) * 2 - 1, torch.randn(shape, device=device)
+        self.t = stratified(batch_size)
+        self.i = 1 + (self.t * NUM_STEPS).long()
+        self.label = torch.arange(batch_size, device=device) % num_classes if num_classes else None
+        self.logsnr = torch.zeros(batch_size, device=device)
+
+
+class PlainOptimizer:
+    """Adam, clipped gradients and an average of the weights, as most would write them."""
+
+    def __init__(self, network: torch.nn.Module, settings: Optimization):
+        self.network, self.decay = network, settings.ema_decay
+        self.adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+        self.ema = [parameter.detach().clone() for parameter in network.parameters()]
+
+    def update(self, loss: Tensor, _: float) -> None:
+        """One step."""
+        self.adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.adam.step()
+        with torch.no_grad():
+            for average, parameter in zip(self.ema, self.network.parameters(), strict=True):
+                average.mul_(self.decay).add_(parameter, alpha=1 - self.decay)
+
+
+@dataclass
+class Contender:
+    """An implementation of the steps: this project's, or the plain one."""
+
+    config: Config
+    compute: Compute
+    plain: bool
+
+    def model(self, dropout: float) -> Diffusion:
+        """A model with fresh weights."""
+        model = build_model(self.config, self.compute.device, dropout)
+        if self.plain:
+            model.network.to(memory_format=torch.contiguous_format)
+        return model
+
+    def learner(self, dropout: float, settings: Optimization) -> tuple[Diffusion, Optimizer | PlainOptimizer]:
+        """A model to be trained, and what trains it."""
+        model = self.compute.for_training(self.model(dropout))
+        model.network.train()
+        return model, (PlainOptimizer if self.plain else Optimizer)(model.network, settings)
+
+    def training_step(self, b: Batch) -> Callable[[], object]:
+        """As in train.py."""
+        settings = self.config.training
+        model, optimizer = self.learner(self.config.network.dropout, settings)
+        loss = partial(training_loss, model, b.x, b.eps, b.t, settings.loss_weighting, b.label)
+        return lambda: optimizer.update(loss().mean(), LEARNING_RATE)
+
+    def distillation_step(self, b: Batch) -> Callable[[], object]:
+        """As in distill.py."""
+        settings = self.config.distillation
+        student, optimizer = self.learner(0.0, settings)
+        teacher = self.compute.for_inference(self.model(0.0), len(b.x))
+        loss = partial(
+            distillation_loss, student, teacher, b.x, b.eps, b.i, NUM_STEPS, settings.loss_weighting, b.label
+        )
+        return lambda: optimizer.update(loss().mean(), LEARNING_RATE)
+
+    def sampler_steps(self, b: Batch) -> Callable[[], object]:
+        """As in sample.py: `NUM_STEPS` of them."""
+        model = self.compute.for_inference(self.model(0.0), len(b.x))
+        clip = self.config.sampling.clip
+        return torch.inference_mode()(lambda: ddim(model, b.eps, NUM_STEPS, label=b.label, clip=clip))
+
+    def network_evaluations(self, b: Batch) -> Callable[[], object]:
+        """What the network alone takes of `sampler_steps`."""
+        network = self.compute.for_inference(self.model(0.0), len(b.x)).network
+
+        @torch.inference_mode()
+        def run() -> None:
+            for _ in range(NUM_STEPS):
+                network(b.eps, b.logsnr, b.label)
+
+        return run
+
+
+def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """A product of large matrices, and its floating-point operations."""
+    size = MATRIX_SIZE.get(device.type, 2048)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b, 2.0 * size**3
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """The time of one call, until the device has done it."""
+    start = time.perf_counter()
+    call()
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory used so far, in bytes: of the GPU, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, float]:
+    """The median time of each call, in seconds; all in turn, so that what slows the machine slows them alike."""
+    times: dict[Any, list[float]] = {key: [] for key in calls}
+    for _ in trange(rounds, desc="rounds", leave=False):
+        for key, call in calls.items():
+            times[key].append(seconds_of(call, device))
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
+def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int) -> dict[str, Any]:
+    """All that is shown."""
+    device, flop = compute.device, forward_flop(config)
+    sizes = {
+        name: batch_size or settings.batch_size
+        for name, settings in zip(
+            STEPS, (config.training, config.distillation, config.sampling, config.sampling), strict=True
+        )
+    }
+    batches = {size: Batch(config, size, device) for size in sizes.values()}
+    calls: dict[Any, Callable[[], object]] = {}
+    calls["matrices"], matrix_flop = matrix_product(device, compute.dtype)
+    contenders = {"ours": Contender(config, compute, plain=False)}
+    contenders["plain"] = Contender(config, Compute(device, "fp32", compile=False), plain=True)
+    for who, contender in contenders.items():
+        for name, (method, _, _) in STEPS.items():
+            calls[who, name] = call = getattr(contender, method)(batches[sizes[name]])
+            for _ in range(3):  # warm-up, and compilation
+                call()
+        if who == "ours":
+            memory = peak_memory(device)
+    seconds = measure(calls, rounds, device)
+    peak = matrix_flop / seconds["matrices"]
+    rows = {}
+    for name, (_, passes, repetitions) in STEPS.items():
+        took, plain = (seconds[who, name] / repetitions for who in contenders)
+        rate = passes * sizes[name] * flop / took
+        rows[name] = {
+            "batch_size": sizes[name],
+            "ms": 1e3 * took,
+            "images_per_second": sizes[name] / took,
+            "gflop_per_second": rate / 1e9,
+            "of_peak": rate / peak,
+            "plain_ms": 1e3 * plain,
+            "ratio": plain / took,
+        }
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or str(device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": compute.precision,
+        "compile": compute.compile,
+        "parameters": sum(p.numel() for p in build_model(config, device).network.parameters()),
+        "gflop_per_image": flop / 1e9,
+        "matrix_product_gflop_per_second": peak / 1e9,
+        "peak_memory_mib": memory / 2**20,
+        "steps": rows,
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """As a table."""
+    print(
+        f"{found['parameters']:,} parameters, {found['gflop_per_image']:.3f} GFLOP an image forward; "
+        f"{found['device']}, {found['threads']} threads, torch {found['torch']}, {found['precision']}"
+        f"{', compiled' if found['compile'] else ''}; large matrices: "
+        f"{found['matrix_product_gflop_per_second']:,.0f} GFLOP/s; peak memory {found['peak_memory_mib']:,.0f} MiB"
+    )
+    heads = ("batch", "ms", "images/s", "GFLOP/s", "of peak", "plain ms", "ratio")
+    print(f"{'':<20}" + "".join(f"{head:>10}" for head in heads))
+    for name, row in found["steps"].items():
+        cells = (
+            f"{row['batch_size']}",
+            f"{row['ms']:.1f}",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['gflop_per_second']:,.0f}",
+            f"{row['of_peak']:.0%}",
+            f"{row['plain_ms']:.1f}",
+            f"{row['ratio']:.2f}",
+        )
+        print(f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells))
+
+
+def main() -> None:
+    """Everything is checked first; then all is measured in turn."""
+    arguments = parse_arguments()
+    config = load_config(arguments.config_path, cli.overrides(arguments))
+    settings = config.training
+    passes = TRAINING * settings.num_training_steps * settings.batch_size
+    compute = Compute.choose(config, cli.choose_device(arguments.device), passes)
+    torch.manual_seed(0)
+    found = bench(config, compute, arguments.batch_size, arguments.rounds)
+    print(json.dumps(found, indent=1)) if arguments.json else show(found)
+
+
+if __name__ == "__main__":
+    cli.run(main)
