@@ -260,7 +260,7 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.training
     passes = TRAINING * settings.num_training_steps * settings.batch_size
-    compute = Compute.choose(config, cli.choose_device(arguments.device), passes)
+    compute = Compute.choose(config, cli.choose_device(arguments.device), passes=passes, training=True)
     torch.manual_seed(0)
     found = bench(config, compute, arguments.batch_size, arguments.rounds)
     print(json.dumps(found, indent=1)) if arguments.json else show(found)

@@ -172,7 +172,7 @@ def main() -> None:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:
             data = data or prepare(folder, config, device, arguments.restart)
-            compute = Compute.choose(config, device, passes, run.begun_compute)
+            compute = Compute.choose(config, device, passes=passes, training=True, begun=run.begun_compute)
             print(f"distilling on {compute}, to {sampling_steps} steps, writing to {run.folder}")
             distill(teacher, sampling_steps, config, data, run, compute, stopwatch)
         teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher

@@ -193,7 +193,8 @@ def main() -> None:
     prepare_folder(folder)
     extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
     steps = sum(arguments.sampling_steps or [1024])  # about what the teacher is sampled with, in all rows together
-    compute = Compute.choose(config, device, FORWARD * arguments.num_samples * steps * len(arguments.samplers))
+    passes = FORWARD * arguments.num_samples * steps * len(arguments.samplers)
+    compute = Compute.choose(config, device, passes=passes, training=False)
     print(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, writing to {folder}")
 
     with tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:

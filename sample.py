@@ -92,7 +92,7 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     chosen = {key: value for key, value in chosen.items() if value is not None}
     sampling = checkpoint.config.sampling.model_copy(update=chosen)
     config = checkpoint.config.model_copy(update={"sampling": sampling, **cli.overrides(arguments)})
-    compute = Compute.choose(config, device, FORWARD * arguments.num_samples * steps)
+    compute = Compute.choose(config, device, passes=FORWARD * arguments.num_samples * steps, training=False)
     return draw_samples(
         compute.for_inference(checkpoint.model(device), sampling.batch_size),
         config,

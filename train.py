@@ -65,7 +65,7 @@ def main() -> None:
         return
 
     passes = TRAINING * settings.num_training_steps * settings.batch_size
-    compute = Compute.choose(config, device, passes, run.begun_compute)
+    compute = Compute.choose(config, device, passes=passes, training=True, begun=run.begun_compute)
     data = load_data(config, device)
     torch.manual_seed(config.seed)
     model = checkpoint.model(device, config.network.dropout) if initial else build_model(config, device)

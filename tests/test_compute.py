@@ -20,22 +20,24 @@ def config(**settings) -> Config:
 @pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_auto_computes_in_bfloat16_where_that_is_native(monkeypatch, native, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": native})
-    assert Compute.choose(config(), CPU, passes=1).precision == precision
+    assert Compute.choose(config(), CPU, passes=1, training=True).precision == precision
     for asked in ("fp32", "bf16"):
-        assert Compute.choose(config(precision=asked), CPU, passes=1).precision == asked
+        assert Compute.choose(config(precision=asked), CPU, passes=1, training=True).precision == asked
 
 
-def test_auto_compiles_a_long_run_and_not_a_short_one():
+def test_auto_compiles_a_long_sampling_and_not_a_short_one_nor_a_training_on_a_cpu():
     flop, enough = forward_flop(config()), compute.WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
-    assert Compute.choose(config(), CPU, passes=1.01 * enough / flop).compile is True
-    assert Compute.choose(config(), CPU, passes=0.99 * enough / flop).compile is False
+    long, short = 1.01 * enough / flop, 0.99 * enough / flop
+    assert Compute.choose(config(), CPU, passes=long, training=False).compile is True
+    assert Compute.choose(config(), CPU, passes=short, training=False).compile is False
+    assert Compute.choose(config(), CPU, passes=long, training=True).compile is False
     for asked in (True, False):
-        assert Compute.choose(config(compile=asked), CPU, passes=1).compile is asked
+        assert Compute.choose(config(compile=asked), CPU, passes=1, training=True).compile is asked
 
 
 def test_a_run_goes_on_as_it_began():
     begun = {"precision": "fp32", "compile": True}
-    chosen = Compute.choose(config(precision="bf16", compile=False), CPU, passes=1, begun=begun)
+    chosen = Compute.choose(config(precision="bf16", compile=False), CPU, passes=1, training=True, begun=begun)
     assert chosen.as_dict() == begun and str(chosen) == "cpu in fp32, compiled"
 
 

@@ -14,10 +14,10 @@ from models.diffusion import Diffusion
 from utils.checkpoints import build_model
 from utils.config import Config
 
-# Compiling takes about a minute, and then saves a fifth of a training and a third of a sampling: with less to do than
-# this, in floating-point operations, it does not pay.
+# Compiling takes a minute or two. On a CPU it then makes sampling a tenth to a third faster, and training slower
+# (docs/experiments.md); with less to do than this, in floating-point operations, it does not pay.
 WORTH_COMPILING_PER_CPU_THREAD = 1e14
-WORTH_COMPILING_ON_A_GPU = 1e16
+WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
 
 FORWARD, TRAINING = 1, 3  # passes of one image: a gradient costs as much as two forward passes
 DISTILLATION = TRAINING + 2 * FORWARD
@@ -33,12 +33,19 @@ class Compute:
 
     @classmethod
     def choose(
-        cls, config: Config, device: torch.device, passes: float, begun: Mapping[str, Any] | None = None
+        cls,
+        config: Config,
+        device: torch.device,
+        *,
+        passes: float,
+        training: bool,
+        begun: Mapping[str, Any] | None = None,
     ) -> "Compute":
         """What the configuration says; where it says `auto`, what is best on the device.
 
         Args:
             passes: of an image through the network, in the whole run; see `FORWARD`, `TRAINING`, `DISTILLATION`.
+            training: whether that is to train it, or to sample.
             begun: `as_dict()` of an earlier process of the same run.
         """
         if device.type == "cuda":
@@ -49,7 +56,7 @@ class Compute:
                 precision = "bf16" if multiplies_bfloat16(device) else "fp32"
             compiled = config.compile
             if compiled == "auto":
-                compiled = is_worth_compiling(passes * forward_flop(config), device)
+                compiled = is_worth_compiling(passes * forward_flop(config), device, training)
         else:
             precision, compiled = begun["precision"], begun["compile"]
         return cls(device, precision, compiled)
@@ -99,10 +106,10 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def is_worth_compiling(flop: float, device: torch.device) -> bool:
+def is_worth_compiling(flop: float, device: torch.device, training: bool) -> bool:
     """Whether so much is to be computed that compiling pays for itself."""
     if device.type == "cpu":
-        return flop > WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
+        return not training and flop > WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
     return device.type == "cuda" and flop > WORTH_COMPILING_ON_A_GPU
 
 
