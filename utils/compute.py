@@ -71,7 +71,8 @@ class Compute:
         return {"precision": self.precision, "compile": self.compile}
 
     def __str__(self) -> str:
-        return f"{self.device} in {self.precision}{', compiled' if self.compile else ''}"
+        compiled = self.compile and compiler_works(self.device)
+        return f"{self.device} in {self.precision}{', compiled' if compiled else ''}"
 
     def for_training(self, model: Diffusion) -> Diffusion:
         """The model, in place, ready to be trained in this way."""
