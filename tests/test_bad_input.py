@@ -54,7 +54,8 @@ def finished(tmp_path_factory) -> Path:
     (folder / "linear.yaml").write_text(config + "diffusion: {schedule: linear}")
     (folder / "range.yaml").write_text(config + "diffusion: {logsnr_max: 10.0}")
     (folder / "a_file").write_text("in the way")
-    (folder / "steep.yaml").write_text(config.replace("learning_rate: 1e-3", "learning_rate: 1e30", 1))
+    steep = config.replace("learning_rate: 1e-3", "learning_rate: 1e30", 1).replace("steps: 6", "steps: 20", 1)
+    (folder / "steep.yaml").write_text(steep.replace("save_and_sample_every_n: 2", "save_and_sample_every_n: 20", 1))
     (folder / "no_results").mkdir()
     (folder / "no_results/results.json").write_text("{")
     digits = folder / "digits"
@@ -188,7 +189,7 @@ def test_bad_input_in_a_process_of_its_own(finished):
 def test_a_learning_rate_too_steep(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
     assert call("train.py", "--config_path", "steep.yaml") == 2
-    assert "output/steep: the loss is not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert "output/steep: the loss was not finite in 10 steps in a row" in capsys.readouterr().err.splitlines()[-1]
     assert not list(Path("output/steep").glob("*.pt"))
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from models.noise_schedule import CosineSchedule
 from utils.compute import Compute
 from utils.config import Config, Training
 from utils.errors import InputError
+from utils.files import locked
+from utils.interruption import Interrupted
 from utils.run import Run, delete_run
 from utils.timing import Stopwatch
 from utils.training import Trainer
@@ -78,13 +81,20 @@ def test_what_a_run_writes(tmp_path):
     names = sorted(path.name for path in tmp_path.iterdir())
     steps = (10, 20, 25)
     expected = [f"diffusion-{s}.pt" for s in steps] + [f"sample-{s}.png" for s in steps]
-    assert names == sorted([*expected, "metrics.jsonl", "training_state.pt"])
+    assert names == sorted([*expected, ".lock", "metrics.jsonl", "training_state.pt"])
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in written if "loss" in line]
     assert [line["step"] for line in lines] == [4, 8, 10, 12, 16, 20, 24, 25]
     assert [line["step"] for line in written if "seconds" in line] == list(steps)
     assert lines[0]["loss"] > lines[-1]["loss"] > 0
-    assert lines[0].keys() == {"step", "loss", "gradient_norm", "learning_rate", "steps_per_second"}
+    assert lines[0].keys() == {
+        "step",
+        "loss",
+        "gradient_norm",
+        "skipped_steps",
+        "learning_rate",
+        "steps_per_second",
+    }
 
 
 def test_a_run_that_was_cut_off_forgets_the_lines_it_will_write_again(tmp_path):
@@ -140,13 +150,68 @@ def test_deleting_a_run_deletes_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stands(tmp_path, bad):
+def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, bad):
+    trainer, weights = make_trainer(tmp_path), []
+    for step in trainer.steps("test"):
+        trainer.update((trainer.model.network.weight - 1).square() * (bad if step in (5, 6) else 1))
+        weights.append(trainer.model.network.weight.item())
+    assert weights[4] == weights[5] == weights[6] != weights[7]
+    assert all(math.isfinite(weight) for weight in weights)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    skipped = {line["step"]: line["skipped_steps"] for line in lines if "loss" in line}
+    assert skipped[8] == 2 and sum(skipped.values()) == 2
+    assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
+    assert trainer.optimizer.adam.state_dict()["state"][0]["step"] == 38
+
+
+def test_ten_skipped_steps_in_a_row_stop_the_run_and_the_last_checkpoint_stands(tmp_path):
     trainer = make_trainer(tmp_path)
-    with pytest.raises(InputError, match="the loss is not finite in the steps up to 16: stopped"):
+    with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row"):
         for step in trainer.steps("test"):
-            trainer.update((trainer.model.network.weight - 1).square() * (bad if step >= 13 else 1))
+            trainer.update((trainer.model.network.weight - 1).square() * (math.nan if 13 <= step < 23 else 1))
     state = Run.find(tmp_path, {"a": 1}, 40).state
-    assert state["step"] == 10 and torch.isfinite(state["network"]["weight"])
+    assert state["step"] == 20 and torch.isfinite(state["network"]["weight"])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_finishes_the_step_and_saves(tmp_path, signum):
+    trainer, before = make_trainer(tmp_path / "stopped"), signal.getsignal(signum)
+    with pytest.raises(Interrupted, match="stopped, after step 14") as stopped:
+        for step in trainer.steps("test"):
+            if step == 13:
+                signal.raise_signal(signum)
+            trainer.update((trainer.model.network.weight - 1).square())
+    assert stopped.value.exit_code == 128 + signum
+    assert signal.getsignal(signum) == before
+    assert Run.find(tmp_path / "stopped", {"a": 1}, 40).state["step"] == 14
+    take_steps(make_trainer(tmp_path / "stopped"))
+    take_steps(make_trainer(tmp_path / "undisturbed"))
+    one, other = (torch.load(tmp_path / x / "training_state.pt", weights_only=True) for x in ("stopped", "undisturbed"))
+    assert torch.equal(one["network"]["weight"], other["network"]["weight"])
+
+
+def test_a_state_is_saved_every_so_many_minutes(tmp_path, monkeypatch):
+    trainer, saved = make_trainer(tmp_path), []
+    clock = iter(range(0, 100_000, 90))  # a minute and a half from look to look
+    monkeypatch.setattr("utils.training.time.monotonic", lambda: next(clock))
+    trainer.saved_at = 0
+    for step in trainer.steps("test"):
+        trainer.update((trainer.model.network.weight - 1).square())
+        if (tmp_path / "training_state.pt").exists():
+            saved.append(torch.load(tmp_path / "training_state.pt", weights_only=True)["step"])
+        if step == 30:
+            break
+    assert CONFIG.training.checkpoint_every_minutes == 10
+    assert sorted(set(saved)) == [8, 10, 17, 20, 27, 30]  # a look a step, and one at each save
+
+
+def test_two_processes_do_not_write_the_same_run(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(InputError, match="another process is writing there"):
+            take_steps(make_trainer(tmp_path))
+        with pytest.raises(InputError, match="another process is writing there"):
+            delete_run(tmp_path)
+    take_steps(make_trainer(tmp_path, num_steps=10))
 
 
 def test_learning_rates():

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from utils.errors import InputError
+from utils.interruption import Interrupted
 
 CONFIG_KEY = "config:"  # flags whose destination begins so replace a key of the configuration
 
@@ -126,6 +127,9 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as interrupted:
+        print(f"{sys.argv[0]}: stopped, and saved: {interrupted}; the same command goes on from there", file=sys.stderr)
+        sys.exit(interrupted.exit_code)
     except KeyboardInterrupt:
         print(f"{sys.argv[0]}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)

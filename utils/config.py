@@ -80,6 +80,7 @@ class Optimization(Section):
     gradient_clipping: PositiveFloat = 1.0
     ema_decay: Decay = 0.9999
     save_and_sample_every_n: PositiveInt = 1000
+    checkpoint_every_minutes: PositiveFloat = 10.0
     log_every_n: PositiveInt = 50
 
 

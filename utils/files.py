@@ -1,15 +1,29 @@
 """Files that are whole or not there, and folders that can be written."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Calls `write` with a temporary file beside `path`, then renames it: a kill leaves the old file or the new one."""
+LOCK_NAME = ".lock"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write` with a temporary file beside `path`, then renames it: a kill leaves the old file or the new one.
+
+    When this returns, the file is on the disk, its name too.
+
+    Raises:
+        InputError: the disk is full, the folder cannot be written, or the like; the old file stands.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -17,8 +31,62 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch.save says what the disk said only in the context of its own error.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _cannot_be_written(path, reason) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file.
+
+    Raises:
+        InputError: the disk is full, or the like.
+    """
+    try:
+        with open(path, "a") as file:
+            file.write(line + "\n")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise _cannot_be_written(path, error) from error
+
+
+def _cannot_be_written(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot be written: {error.strerror or error}; with that mended, the same command goes on"
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other processes from writing there; the lock goes with the process, however it ends.
+
+    Raises:
+        InputError: another process has it, or the folder cannot be written.
+    """
+    prepare_folder(folder)
+    with open(folder / LOCK_NAME, "w") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{folder}: another process is writing there; wait, or choose another folder"
+                ) from error
+        yield
 
 
 def prepare_folder(folder: Path) -> None:

@@ -1,5 +1,7 @@
 """One step of training: the gradient, Adam, and the moving average of the weights."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -17,6 +19,8 @@ class Optimizer:
         self.averaged = AveragedModel(network, multi_avg_fn=self._average)
         self.averaged.eval()
         self.step = 0
+        device = next(network.parameters()).device
+        self.skipped_in_a_row, self.most_skipped_in_a_row = (torch.zeros((), device=device) for _ in range(2))
 
     @property
     def ema(self) -> nn.Module:
@@ -29,16 +33,24 @@ class Optimizer:
         get_ema_multi_avg_fn(decay)(averaged, current, None)
 
     def update(self, loss: Tensor, learning_rate: float) -> Tensor:
-        """One step down the gradient of the loss, whose norm is returned, before it was clipped."""
+        """One step down the gradient of the loss, whose norm is returned, before it was clipped.
+
+        Where the loss or its gradient is not finite, the weights stay as they are, and the norm is NaN. All of it
+        happens on the device: nobody waits for it.
+        """
         self.adam.zero_grad()
         loss.backward()
         norm = clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
+        not_finite = (~(loss.detach() + norm).isfinite()).float()
+        self.adam.found_inf = not_finite  # where it is 1, the fused Adam changes nothing
         self.adam.step()
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * not_finite
+        self.most_skipped_in_a_row = torch.maximum(self.most_skipped_in_a_row, self.skipped_in_a_row)
         self.averaged.update_parameters(self.network)
         self.step += 1
-        return norm
+        return norm.masked_fill(not_finite > 0, math.nan)
 
     def state_dict(self) -> dict[str, dict]:
         """Everything that continuing needs, but the number of the step."""

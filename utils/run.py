@@ -14,11 +14,12 @@ from typing import Any
 from utils.checkpoints import read_file
 from utils.config import differences
 from utils.errors import InputError
+from utils.files import LOCK_NAME, locked
 
 STATE_NAME = "training_state.pt"
 CHECKPOINT_NAME = re.compile(r"diffusion-(\d+)\.pt")
 STATE_KEYS = {"identity", "num_steps", "step", "network", "ema", "optimizer", "compute"}
-RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.tmp")
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.tmp", LOCK_NAME)
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,15 @@ class Run:
 
 
 def delete_run(folder: Path) -> None:
-    """Deletes what a run writes, and nothing else."""
-    for pattern in RUN_FILES:
-        for path in folder.glob(pattern):
-            path.unlink()
+    """Deletes what a run writes, and nothing else.
+
+    Raises:
+        InputError: another process is writing there.
+    """
+    with locked(folder):
+        for pattern in RUN_FILES:
+            for path in folder.glob(pattern):
+                path.unlink()
 
 
 def student_folders(folder: Path) -> Iterator[tuple[Path, int, int]]:

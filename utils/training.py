@@ -1,7 +1,6 @@
 """What stands around the loss that a script computes: the optimizer, the log, pictures and checkpoints."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,13 +16,16 @@ from utils.checkpoints import FORMAT_VERSION, save_checkpoint
 from utils.compute import Compute
 from utils.config import Config, Optimization
 from utils.errors import InputError
-from utils.files import prepare_folder, write_atomically
+from utils.files import append_line, locked, write_atomically
+from utils.interruption import Interrupted, SignalWatch
 from utils.optimizer import Optimizer
 from utils.pictures import grid, save_picture
 from utils.randomness import seed_of
 from utils.run import Run
 from utils.sampling import draw_samples
 from utils.timing import Stopwatch
+
+MOST_SKIPPED_IN_A_ROW = 10
 
 
 class Trainer:
@@ -54,10 +56,9 @@ class Trainer:
         self.compute, self.stopwatch = compute, stopwatch
         compute.for_training(model)
         self.optimizer = Optimizer(model.network, settings)
-        prepare_folder(run.folder)
+        self.saved_at = time.monotonic()
         if run.state:
             self._continue_from(run.state)
-        self._forget_metrics_after(self.step)
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         try:
@@ -73,7 +74,12 @@ class Trainer:
     def steps(self, description: str) -> Iterator[int]:
         """Counts the steps that are left to take; between them, saves and samples as often as the settings say."""
         self.model.network.train()
-        with tqdm(total=self.run.num_steps, initial=self.step, desc=description, unit="step") as self.bar:
+        with (
+            locked(self.run.folder),
+            tqdm(total=self.run.num_steps, initial=self.step, desc=description, unit="step") as self.bar,
+            SignalWatch() as watch,
+        ):
+            self._forget_metrics_after(self.step)
             self._begin_interval()
             self.stopwatch.lap("start")
             part = "first step"
@@ -88,13 +94,17 @@ class Trainer:
                 yield self.step
                 self.stopwatch.lap(part)
                 part = "steps"
+                if watch.received or time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_every_minutes:
+                    self._save_between()
+                if watch.received:
+                    raise Interrupted(watch.received, f"{self.run.folder}, after step {self.step}")
 
     def update(self, loss: Tensor) -> None:
         """One step of the optimizer down the gradient of the loss, and one of the EMA."""
         norm = self.optimizer.update(loss, self.learning_rate(self.step))
         self.bar.update()
-        self.loss_sum += loss.detach()
-        self.norm_sum += norm
+        found = torch.stack([loss.detach(), norm, torch.ones_like(norm)])
+        self.sums += torch.where(norm.isfinite(), found, 0)
         if self._due(self.settings.log_every_n) or self._due(self.settings.save_and_sample_every_n):
             self._log()
 
@@ -102,34 +112,36 @@ class Trainer:
         return self.step % every == 0 or self.step == self.run.num_steps
 
     def _begin_interval(self) -> None:
-        self.loss_sum = torch.zeros((), device=self.compute.device)
-        self.norm_sum = torch.zeros((), device=self.compute.device)
+        # Sums of the loss, of the gradient's norm, and the number of steps that were not skipped
+        self.sums = torch.zeros(3, device=self.compute.device)
         self.interval_start, self.interval_step = time.perf_counter(), self.step
 
     def _log(self) -> None:
-        """A line of metrics, means since the last; every save comes just after one, so no bad state is saved."""
+        """A line of metrics: means since the last, over the steps that were not skipped."""
         count = self.step - self.interval_step
-        loss, norm = float(self.loss_sum) / count, float(self.norm_sum) / count
+        loss_sum, norm_sum, taken = self.sums.tolist()
         rate = self.learning_rate(self.step - 1)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if self.optimizer.most_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise InputError(
-                f"{self.run.folder}: the loss is not finite in the steps up to {self.step}: stopped; the last "
-                f"checkpoint stands. Try --restart with a smaller learning_rate (it was {rate:g})"
+                f"{self.run.folder}: the loss was not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                f"{self.step} or before: stopped; the last checkpoint stands. Try --restart with a smaller "
+                f"learning_rate (it was {rate:g})"
             )
         metrics = {
             "step": self.step,
-            "loss": loss,
-            "gradient_norm": norm,
+            "loss": loss_sum / taken if taken else None,
+            "gradient_norm": norm_sum / taken if taken else None,
+            "skipped_steps": count - int(taken),
             "learning_rate": rate,
             "steps_per_second": count / (time.perf_counter() - self.interval_start),
         }
         self._write_metrics(metrics)
-        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        if taken:
+            self.bar.set_postfix(loss=f"{loss_sum / taken:.4f}", refresh=False)
         self._begin_interval()
 
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
-        with open(self.run.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        append_line(self.run.folder / "metrics.jsonl", json.dumps(metrics))
 
     def _forget_metrics_after(self, step: int) -> None:
         """A run that continues from a step writes the lines after it again."""
@@ -154,6 +166,14 @@ class Trainer:
         self._write_metrics({"step": self.step, "seconds": self.stopwatch.take()})
         self._begin_interval()
 
+    def _save_between(self) -> None:
+        """The state at any step, without a checkpoint and pictures."""
+        if not (self._due(self.settings.log_every_n) or self._due(self.settings.save_and_sample_every_n)):
+            self._log()
+        self._save_state()
+        self.stopwatch.lap("checkpoints")
+        self._write_metrics({"step": self.step, "seconds": self.stopwatch.take()})
+
     def _save_state(self) -> None:
         state = {
             "format_version": FORMAT_VERSION,
@@ -163,6 +183,7 @@ class Trainer:
             "compute": self.compute.as_dict(),
         } | self.optimizer.state_dict()
         write_atomically(self.run.state_path, lambda file: torch.save(state, file))
+        self.saved_at = time.monotonic()
 
     def _draw(self, path: Path) -> None:
         sampling = self.config.sampling
