@@ -14,7 +14,7 @@ from models.diffusion import Diffusion
 from utils.checkpoints import build_model
 from utils.config import Config
 
-# Compiling takes a minute or two. On a CPU it then makes sampling a tenth to a third faster, and training slower
+# Compiling takes a minute or two. On a CPU it then makes sampling up to a fifth faster, and training slower
 # (docs/experiments.md); with less to do than this, in floating-point operations, it does not pay.
 WORTH_COMPILING_PER_CPU_THREAD = 1e14
 WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
