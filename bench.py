@@ -10,6 +10,7 @@ unfused. `of peak` is the share of the rate at which this machine, in this run a
 import argparse
 import json
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -177,11 +178,16 @@ def peak_memory(device: torch.device) -> int:
 
 
 def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, float]:
-    """The median time of each call, in seconds; all in turn, so that what slows the machine slows them alike."""
+    """The median time of each call, in seconds; all in turn, so that what slows the machine slows them alike.
+
+    The order is another in each round, since what ran before leaves the caches full of its own.
+    """
     times: dict[Any, list[float]] = {key: [] for key in calls}
+    order, generator = list(calls), random.Random(0)  # noqa: S311 (no secret)
     for _ in trange(rounds, desc="rounds", leave=False):
-        for key, call in calls.items():
-            times[key].append(seconds_of(call, device))
+        generator.shuffle(order)
+        for key in order:
+            times[key].append(seconds_of(calls[key], device))
     return {key: statistics.median(values) for key, values in times.items()}
 
 
