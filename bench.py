@@ -34,12 +34,13 @@ from utils.optimizer import Optimizer
 
 NUM_STEPS = 8  # of the sampler, and of the student; they take the same time at any number
 LEARNING_RATE = 1e-5
-# How each step is called, how often it sends an image through the network, and how many steps a call makes
+# How each step is called, the section of the configuration that has its batch size, how often it sends an image through
+# the network, and how many steps a call makes
 STEPS = {
-    "training step": ("training_step", TRAINING, 1),
-    "distillation step": ("distillation_step", DISTILLATION, 1),
-    "sampler step": ("sampler_steps", FORWARD, NUM_STEPS),
-    "network evaluation": ("network_evaluations", FORWARD, NUM_STEPS),
+    "training step": ("training_step", "training", TRAINING, 1),
+    "distillation step": ("distillation_step", "distillation", DISTILLATION, 1),
+    "sampler step": ("sampler_steps", "sampling", FORWARD, NUM_STEPS),
+    "network evaluation": ("network_evaluations", "sampling", FORWARD, NUM_STEPS),
 }
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 
@@ -194,12 +195,7 @@ def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.d
 def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int) -> dict[str, Any]:
     """All that is shown."""
     device, flop = compute.device, forward_flop(config)
-    sizes = {
-        name: batch_size or settings.batch_size
-        for name, settings in zip(
-            STEPS, (config.training, config.distillation, config.sampling, config.sampling), strict=True
-        )
-    }
+    sizes = {name: batch_size or getattr(config, section).batch_size for name, (_, section, _, _) in STEPS.items()}
     batches = {size: Batch(config, size, device) for size in sizes.values()}
     calls: dict[Any, Callable[[], object]] = {}
     calls["matrices"], matrix_flop = matrix_product(device, compute.dtype)
@@ -208,7 +204,7 @@ def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int)
     plain = Compute(device, "fp32", compile=False)
     contenders["plain"] = Contender(config, plain, plain=True, sampling_batch_size=size)
     for who, contender in contenders.items():
-        for name, (method, _, _) in STEPS.items():
+        for name, (method, _, _, _) in STEPS.items():
             calls[who, name] = call = getattr(contender, method)(batches[sizes[name]])
             for _ in range(3):  # warm-up, and compilation
                 call()
@@ -217,7 +213,7 @@ def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int)
     seconds = measure(calls, rounds, device)
     peak = matrix_flop / seconds["matrices"]
     rows = {}
-    for name, (_, passes, repetitions) in STEPS.items():
+    for name, (_, _, passes, repetitions) in STEPS.items():
         took, plain_took = (seconds[who, name] / repetitions for who in contenders)
         rate = passes * sizes[name] * flop / took
         rows[name] = {

@@ -66,18 +66,22 @@ class Compute:
         """What convolutions and attention compute in."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
+    @property
+    def compiles(self) -> bool:
+        """Whether to compile, if that was chosen and there is a compiler; the first look takes seconds."""
+        return self.compile and compiler_works(self.device)
+
     def as_dict(self) -> dict[str, Any]:
         """What a run that continues keeps; it may go on on another device."""
         return {"precision": self.precision, "compile": self.compile}
 
     def __str__(self) -> str:
-        compiled = self.compile and compiler_works(self.device)
-        return f"{self.device} in {self.precision}{', compiled' if compiled else ''}"
+        return f"{self.device} in {self.precision}{', compiled' if self.compiles else ''}"
 
     def for_training(self, model: Diffusion) -> Diffusion:
         """The model, in place, ready to be trained in this way."""
         model.network.bfloat16 = self.precision == "bf16"
-        if self.compile and compiler_works(self.device):
+        if self.compiles:
             model.network.compile(dynamic=False)
         return model
 
@@ -86,7 +90,7 @@ class Compute:
         network = model.network
         network.bfloat16 = self.precision == "bf16"
         network.for_inference()
-        if not (self.compile and compiler_works(self.device)):
+        if not self.compiles:
             return model
         compiled = torch.compile(network, dynamic=False)
 

@@ -172,7 +172,7 @@ class Evaluation:
             yield torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.compute.device)
 
     def _samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Tensor]:
-        if self.compute.compile:  # before the clock runs
+        if self.compute.compiles:  # before the clock runs
             list(self._draw(replace(candidate, sampling_steps=1), self.batch_size, tick=int))
         seconds, squared, compared = 0.0, 0.0, 0
         start = time.perf_counter()

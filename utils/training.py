@@ -56,7 +56,7 @@ class Trainer:
         self.compute, self.stopwatch = compute, stopwatch
         compute.for_training(model)
         self.optimizer = Optimizer(model.network, settings)
-        self.saved_at = time.monotonic()
+        self.saved_step, self.saved_at = run.state and run.state["step"], time.monotonic()
         if run.state:
             self._continue_from(run.state)
 
@@ -152,9 +152,7 @@ class Trainer:
             write_atomically(path, lambda file: file.write("".join(kept).encode()))
 
     def _save(self) -> None:
-        if not (self.run.state and self.run.state["step"] == self.step):  # a run that continues has it already
-            self._save_state()
-        self.stopwatch.lap("checkpoints")
+        self._save_state()
         path = self.run.checkpoint_path(self.step)
         if not path.exists():
             self._draw(self.run.folder / f"sample-{self.step}.png")
@@ -162,19 +160,23 @@ class Trainer:
             weights = self.optimizer.ema.state_dict()
             save_checkpoint(path, weights, config=self.config, step=self.step, sampling_steps=self.sampling_steps)
             tqdm.write(f"wrote {path} and its sample")
-        self.stopwatch.lap("checkpoints")
-        self._write_metrics({"step": self.step, "seconds": self.stopwatch.take()})
+        self._log_seconds()
         self._begin_interval()
 
     def _save_between(self) -> None:
         """The state at any step, without a checkpoint and pictures."""
-        if not (self._due(self.settings.log_every_n) or self._due(self.settings.save_and_sample_every_n)):
+        if self.step > self.interval_step:  # the steps since the last line are not logged yet
             self._log()
         self._save_state()
+        self._log_seconds()
+
+    def _log_seconds(self) -> None:
         self.stopwatch.lap("checkpoints")
         self._write_metrics({"step": self.step, "seconds": self.stopwatch.take()})
 
     def _save_state(self) -> None:
+        if self.saved_step == self.step:  # by the process that this one continues, or for the minutes that had passed
+            return
         state = {
             "format_version": FORMAT_VERSION,
             "identity": self.run.identity,
@@ -183,7 +185,8 @@ class Trainer:
             "compute": self.compute.as_dict(),
         } | self.optimizer.state_dict()
         write_atomically(self.run.state_path, lambda file: torch.save(state, file))
-        self.saved_at = time.monotonic()
+        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.stopwatch.lap("checkpoints")
 
     def _draw(self, path: Path) -> None:
         sampling = self.config.sampling
