@@ -84,15 +84,28 @@ class PlainOptimizer:
         self.adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         self.ema = [parameter.detach().clone() for parameter in network.parameters()]
 
-    def update(self, loss: Tensor, _: float) -> None:
-        """One step."""
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of the loss."""
         self.adam.zero_grad()
         loss.backward()
+
+    def update(self, _: float) -> None:
+        """One step down the gradient."""
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.adam.step()
         with torch.no_grad():
             for average, parameter in zip(self.ema, self.network.parameters(), strict=True):
                 average.mul_(self.decay).add_(parameter, alpha=1 - self.decay)
+
+
+def step_of(optimizer: Optimizer | PlainOptimizer, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """A step down the gradient of the mean of a loss."""
+
+    def step() -> None:
+        optimizer.backward(loss().mean())
+        optimizer.update(LEARNING_RATE)
+
+    return step
 
 
 @dataclass
@@ -127,7 +140,7 @@ class Contender:
         settings = self.config.training
         model, optimizer = self.learner(self.config.network.dropout, settings)
         loss = partial(training_loss, model, b.x, b.eps, b.t, settings.loss_weighting, b.label)
-        return lambda: optimizer.update(loss().mean(), LEARNING_RATE)
+        return step_of(optimizer, loss)
 
     def distillation_step(self, b: Batch) -> Callable[[], object]:
         """As in distill.py."""
@@ -137,7 +150,7 @@ class Contender:
         loss = partial(
             distillation_loss, student, teacher, b.x, b.eps, b.i, NUM_STEPS, settings.loss_weighting, b.label
         )
-        return lambda: optimizer.update(loss().mean(), LEARNING_RATE)
+        return step_of(optimizer, loss)
 
     def sampler_steps(self, b: Batch) -> Callable[[], object]:
         """As in sample.py: `NUM_STEPS` of them."""

@@ -20,6 +20,7 @@ from utils.checkpoints import Checkpoint, fingerprint, load_checkpoint
 from utils.compute import DISTILLATION, Compute
 from utils.config import Config, load_config
 from utils.data import ImageData, load_data
+from utils.distributed import by_first
 from utils.errors import InputError
 from utils.files import prepare_folder
 from utils.run import Run, delete_run, student_folders
@@ -97,20 +98,27 @@ def check_folder(folder: Path, students: list[int]) -> None:
 
 def identify(config: Config, teacher: Checkpoint, sampling_steps: int) -> dict[str, Any]:
     """All that the training of one student depends on, but its length."""
-    by_student = {"num_training_steps_per_iteration", "learning_rate"}
-    identity = config.model_dump(exclude={"data": {"test_root"}, "training": True, "distillation": by_student})
+    apart = {"num_training_steps_per_iteration", "learning_rate", "accumulation_steps"}
+    identity = config.model_dump(exclude={"data": {"test_root"}, "training": True, "distillation": apart})
     identity["distillation"]["learning_rate"] = config.distillation.initial_learning_rate(sampling_steps)
     return identity | {"teacher_model_checkpoint": fingerprint(teacher.path), "sampling_steps": sampling_steps}
+
+
+@by_first
+def delete_students(folder: Path) -> None:
+    """Deletes an earlier distillation, and nothing else."""
+    for path, _, _ in student_folders(folder):
+        delete_run(path)
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def prepare(folder: Path, config: Config, device: torch.device, restart: bool) -> ImageData:
     """The data, and a folder without an earlier distillation if that is wanted; when all else has been checked."""
     data = load_data(config, device)
     prepare_folder(folder)
-    for path, _, _ in student_folders(folder) if restart else ():
-        delete_run(path)
-        if not any(path.iterdir()):
-            path.rmdir()
+    if restart:
+        delete_students(folder)
     return data
 
 
@@ -138,11 +146,13 @@ def distill(
         stopwatch=stopwatch,
     )
     for step in trainer.steps(f"{2 * sampling_steps} -> {sampling_steps}"):
-        x, label = data.batch(step, settings.batch_size, order=sampling_steps)
-        i = 1 + (stratified(len(x)) * sampling_steps).long()  # t = i/N, i in {1, ..., N}
-        eps = torch.randn_like(x)
-        loss = distillation_loss(student, teacher, x, eps, i, sampling_steps, settings.loss_weighting, label)
-        trainer.update(loss.mean())
+        images, labels = data.batch(step, settings.batch_size, order=sampling_steps)
+        indices = 1 + (stratified(len(images)) * sampling_steps).long()  # t = i/N, i in {1, ..., N}
+        noise = torch.randn_like(images)
+        for x, eps, i, label in trainer.shares(images, noise, indices, labels):
+            loss = distillation_loss(trainer.model, teacher, x, eps, i, sampling_steps, settings.loss_weighting, label)
+            trainer.backward(loss)
+        trainer.update()
 
 
 def main() -> None:

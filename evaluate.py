@@ -22,6 +22,7 @@ from utils.checkpoints import load_checkpoint
 from utils.compute import FORWARD, Compute
 from utils.config import Config, load_config
 from utils.data import load_images
+from utils.distributed import is_first
 from utils.errors import InputError
 from utils.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
 from utils.figure import draw_figure
@@ -197,7 +198,7 @@ def main() -> None:
     compute = Compute.choose(config, device, passes=passes, training=False)
     print(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, writing to {folder}")
 
-    with tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
+    with tqdm(unit="evaluation", smoothing=0.05, leave=False, disable=not is_first()) as bar:
         evaluation = Evaluation(
             config=config,
             teacher=teacher,

@@ -96,7 +96,7 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     return draw_samples(
         compute.for_inference(checkpoint.model(device), sampling.batch_size),
         config,
-        range(arguments.num_samples),
+        arguments.num_samples,
         sampling_steps=steps,
         seed=arguments.seed,
         device=device,

@@ -56,7 +56,7 @@ def main() -> None:
         checkpoint = load_checkpoint(initial)
         checkpoint.require_same_model(config, arguments.config_path)
 
-    unused = {"data": {"test_root"}, "distillation": True, "training": {"num_training_steps"}}
+    unused = {"data": {"test_root"}, "distillation": True, "training": {"num_training_steps", "accumulation_steps"}}
     identity = config.model_dump(exclude=unused)
     identity["load_model_weights_from_checkpoint"] = fingerprint(initial) if initial else None
     run = Run.find(folder, identity, settings.num_training_steps, restart=arguments.restart, may_grow=True)
@@ -84,11 +84,13 @@ def main() -> None:
     print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")
 
     for step in trainer.steps("training"):
-        x, label = data.batch(step, settings.batch_size)
-        t = stratified(len(x))
-        eps = torch.randn_like(x)
-        loss = training_loss(model, x, eps, t, settings.loss_weighting, label)
-        trainer.update(loss.mean())
+        images, labels = data.batch(step, settings.batch_size)
+        times = stratified(len(images))
+        noise = torch.randn_like(images)
+        for x, eps, t, label in trainer.shares(images, noise, times, labels):
+            loss = training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
+            trainer.backward(loss)
+        trainer.update()
 
     print(table([folder]))
     print(f"the model is {run.final_checkpoint}, its samples lie beside it")

@@ -48,6 +48,29 @@ def sinusoids(position: Tensor, features: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+class Dropout(nn.Module):
+    """Dropout that depends on an image's place in the batch of a step, not on who computes it, nor beside which others.
+
+    So a batch may be shared out to several processes, or computed piece by piece, and is the same. Element e of image
+    b is kept where a_e b + c_e mod 2^32, for random a and c, exceeds a threshold: elements are independent, and images
+    pairwise (Dietzfelbinger 1996, Universal hashing and k-wise independent random variables).
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, h: Tensor, place: Tensor) -> Tensor:
+        """h [B, C, H, W] and each image's place [B], int32, to [B, C, H, W]; nothing is dropped in evaluation mode."""
+        if not self.training or self.probability == 0:
+            return h
+        _, channels, height, width = h.shape
+        table = torch.randint(-(2**31), 2**31, (2, height, width, channels), dtype=torch.int32, device=h.device)
+        a, c = table.permute(0, 3, 1, 2)  # channels last, as h
+        keep = torch.addcmul(c, a, place[:, None, None, None]) >= round((self.probability - 0.5) * 2**32)
+        return h * keep / (1 - self.probability)
+
+
 def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
     """h [B, C, H, W] scaled and shifted by the two halves of [B, 2 C]; not at all by zeros."""
     scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
@@ -63,15 +86,15 @@ class ResidualBlock(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.scale_shift = nn.Linear(embedding, 2 * out_channels)
         self.norm_out = GroupNorm(out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv_out = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """h [B, in_channels, H, W] and embedding [B, E] to [B, out_channels, H, W]."""
+    def forward(self, h: Tensor, embedding: Tensor, place: Tensor) -> Tensor:
+        """h [B, in_channels, H, W], embedding [B, E] and places [B] to [B, out_channels, H, W]."""
         r = self.conv_in(F.silu(self.norm_in(h)))
         r = modulate(self.norm_out(r), self.scale_shift(embedding))
-        return self.skip(h) + self.conv_out(self.dropout(F.silu(r)))
+        return self.skip(h) + self.conv_out(self.dropout(F.silu(r), place))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -110,9 +133,9 @@ class Stage(nn.Module):
         self.block = ResidualBlock(in_channels, out_channels, embedding, dropout)
         self.attention = Attention(out_channels, num_heads) if attend else nn.Identity()
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """h [B, in_channels, H, W] and embedding [B, E] to [B, out_channels, H, W]."""
-        return self.attention(self.block(h, embedding))
+    def forward(self, h: Tensor, embedding: Tensor, place: Tensor) -> Tensor:
+        """h [B, in_channels, H, W], embedding [B, E] and places [B] to [B, out_channels, H, W]."""
+        return self.attention(self.block(h, embedding, place))
 
 
 class UNet(nn.Module):
@@ -136,6 +159,7 @@ class UNet(nn.Module):
         bfloat16: whether the convolutions and the attention compute in bfloat16 (False, until it is set). All else is
             float32 in any case: the weights, the embedding of the noise level, the norms, and, from the last norm on,
             the way to the output, where a rounding would stay in the picture.
+        first_example: the place, in the batch of a training step, of the first image that it is given; see `Dropout`.
     """
 
     def __init__(
@@ -155,6 +179,7 @@ class UNet(nn.Module):
     ):
         super().__init__()
         self.bfloat16 = False
+        self.first_example: int | Tensor = 0
         self.features, self.patch_size, self.time_scale = features, patch_size, time_scale
         self.num_classes = num_classes
         self.downsampling = patch_size * 2 ** (len(multipliers) - 1)
@@ -221,23 +246,24 @@ class UNet(nn.Module):
         if (label is None) != (self.num_classes == 0):
             raise ValueError(f"the network has {self.num_classes} classes, but label is {label}")
         embedding = self.embed(logsnr, label)
+        place = self.first_example + torch.arange(len(z), dtype=torch.int32, device=z.device)
         with torch.autocast(z.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
-            h = self.trunk(z, embedding)
+            h = self.trunk(z, embedding, place)
         h = self.conv_out(F.silu(modulate(self.norm_out(h.float()), self.scale_shift(embedding))))
         output = rearrange(h, "b (c p q) y x -> b c (y p) (x q)", p=self.patch_size, q=self.patch_size)
         return output + self.skip(embedding)[:, :, None, None] * z
 
-    def trunk(self, z: Tensor, embedding: Tensor) -> Tensor:
-        """Down, through the middle and up: z [B, C, H, W] and the embedding to [B, channels, H / patch, W / patch]."""
+    def trunk(self, z: Tensor, embedding: Tensor, place: Tensor) -> Tensor:
+        """Down, through the middle and up: from z [B, C, H, W] to [B, channels, H / patch, W / patch]."""
         h = self.conv_in(rearrange(z, "b c (y p) (x q) -> b (c p q) y x", p=self.patch_size, q=self.patch_size))
         kept = [h]
         for layer in self.down:
-            h = layer(h, embedding) if isinstance(layer, Stage) else layer(h)
+            h = layer(h, embedding, place) if isinstance(layer, Stage) else layer(h)
             kept.append(h)
         for layer in self.middle:
-            h = layer(h, embedding)
+            h = layer(h, embedding, place)
         for layer in self.up:
-            h = layer(torch.cat([h, kept.pop()], dim=1), embedding) if isinstance(layer, Stage) else layer(h)
+            h = layer(torch.cat([h, kept.pop()], dim=1), embedding, place) if isinstance(layer, Stage) else layer(h)
         return h
 
     def for_inference(self) -> "UNet":

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from models.diffusion import Diffusion
+from models.unet import Dropout
 from utils.checkpoints import FORMAT_VERSION, build_model, fingerprint, load_checkpoint, save_checkpoint
 from utils.config import Config
 from utils.errors import InputError
@@ -52,7 +53,7 @@ def test_an_undistilled_model_is_sampled_with_1024_steps(path, model):
 
 def test_a_student_has_no_dropout(path):
     assert CONFIG.network.dropout > 0
-    dropouts = [m.p for m in load_checkpoint(path).model(CPU).network.modules() if isinstance(m, torch.nn.Dropout)]
+    dropouts = [m.probability for m in load_checkpoint(path).model(CPU).network.modules() if isinstance(m, Dropout)]
     assert dropouts and not any(dropouts)
 
 

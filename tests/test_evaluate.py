@@ -1,6 +1,7 @@
 """evaluate.py, run as a user runs it, on a lesson so small that its digits are none; the numbers are true anyway."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -86,26 +87,27 @@ def test_without_numbers_of_steps_the_powers_of_two_that_tell_something(lesson, 
     assert "ancestral" not in capsys.readouterr().out
 
 
-def test_an_interrupted_evaluation_continues(lesson, monkeypatch, capsys):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_evaluation_continues(lesson, monkeypatch, capsys, signum):
     from utils.evaluation import Evaluation
 
     monkeypatch.chdir(lesson)
-    command = [*COMMAND, *STUDENTS, "--sampling_steps", 2, 4, "--output_dir", "interrupted"]
-    draw, drawn = Evaluation._draw, []
+    command = [*COMMAND, *STUDENTS, "--sampling_steps", 2, 4, "--output_dir", signum.name]
+    sampler, drawn = Evaluation._sampler, []
 
-    def interrupted(self, candidate, count):
+    def interrupted(self, candidate):
         drawn.append(candidate)
         if len(drawn) == 4:
-            raise KeyboardInterrupt
-        return draw(self, candidate, count)
+            signal.raise_signal(signum)
+        return sampler(self, candidate)
 
-    monkeypatch.setattr(Evaluation, "_draw", interrupted)
-    assert call(*command) == 130
-    assert "interrupted" in capsys.readouterr().err
-    finished = len(json.loads(Path("interrupted/results.json").read_text())["evaluations"])
+    monkeypatch.setattr(Evaluation, "_sampler", interrupted)
+    assert call(*command) == 128 + signum
+    assert "interrupted; all that was written is whole" in capsys.readouterr().err
+    finished = len(json.loads(Path(signum.name, "results.json").read_text())["evaluations"])
     assert 2 < finished < 8
     assert call(*command) == 0
-    entries = json.loads(Path("interrupted/results.json").read_text())["evaluations"]
+    entries = json.loads(Path(signum.name, "results.json").read_text())["evaluations"]
     assert len(entries) == 8 and len({json.dumps(entry) for entry in entries}) == 8
 
 

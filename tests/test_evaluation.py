@@ -80,7 +80,7 @@ def test_results_are_of_one_checkpoint_number_seed_and_sampler(tmp_path):
     for other in others:
         assert other.results.find(other.subject(candidate)) is None
     save_checkpoint(candidate.path, model.network.state_dict(), config=config, step=2, sampling_steps=None)
-    assert judge.results.find(judge.subject(candidate)) is None
+    assert judge.results.find(evaluation(tmp_path).subject(candidate)) is None
 
 
 def test_batches_change_nothing_but_rounding(tmp_path):
@@ -97,11 +97,11 @@ def test_the_fewest_steps_that_give_the_same_pictures(tmp_path, monkeypatch):
     """Pictures that lie 1/steps from where they would end: 128 steps are 0.007 from 1024, 64 are 0.015."""
     drawn = []
 
-    def draw(self, candidate, count):
+    def sampler(self, candidate):
         drawn.append(candidate.sampling_steps)
-        yield torch.full((count, 3, 8, 8), 1 / candidate.sampling_steps)
+        return lambda indices: torch.full((len(indices), 3, 8, 8), 1 / candidate.sampling_steps)
 
-    monkeypatch.setattr(Evaluation, "_draw", draw)
+    monkeypatch.setattr(Evaluation, "_sampler", sampler)
     model, config = lesson()
     save_checkpoint(tmp_path / "diffusion-1.pt", model.network.state_dict(), config=config, step=1, sampling_steps=None)
     assert evaluation(tmp_path).fewest_steps() == 128

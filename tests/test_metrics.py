@@ -35,7 +35,8 @@ def correlated(count: int, seed: int, mean: float = 0.0) -> torch.Tensor:
 
 
 def score(real, pictures, extractor=AS_THEY_ARE, size=100):
-    return QualityMetrics(extractor, real.split(size), len(pictures), CPU).score(pictures.split(size))
+    features = map(extractor.extract, real.split(size))
+    return QualityMetrics(extractor, features, len(pictures), CPU).score(map(extractor.extract, pictures.split(size)))
 
 
 def test_fid_is_an_independent_computation_of_it():
@@ -68,13 +69,13 @@ def test_kid_is_an_independent_computation_of_it():
 
 def test_each_set_is_judged_alone_and_the_same_every_time():
     real = correlated(3000, 0)
-    quality = QualityMetrics(AS_THEY_ARE, real.split(500), 1500, CPU)
-    first = quality.score(correlated(1500, 1).split(500))
+    quality = QualityMetrics(AS_THEY_ARE, map(AS_THEY_ARE.extract, real.split(500)), 1500, CPU)
+    first = quality.score([AS_THEY_ARE.extract(correlated(1500, 1))])
     state = torch.get_rng_state()
-    other = quality.score(correlated(1500, 2, mean=2.0).split(100))
+    other = quality.score(map(AS_THEY_ARE.extract, correlated(1500, 2, mean=2.0).split(100)))
     torch.set_rng_state(state)
     assert other.fid > first.fid and other.kid > first.kid
-    assert quality.score(correlated(1500, 1).split(500)) == first
+    assert quality.score([AS_THEY_ARE.extract(correlated(1500, 1))]) == first
 
 
 def test_the_spread_over_classes():
@@ -106,11 +107,12 @@ def mnist():
 def test_real_images_and_noise(mnist):
     """The floor lies near 0, noise lies farther than the features are spread, damage lies between; by FID and KID."""
     training, test, extractor = mnist
-    quality = QualityMetrics(extractor, test.split(500), 5000, CPU)
-    itself = quality.score(test.split(500))
-    floor = quality.score(training[:5000].split(500))
-    blurred = quality.score((training[:5000] // 2).split(500))
-    noise = quality.score(torch.randint(256, (5000, 1, 16, 16), dtype=torch.uint8).split(500))
+    quality = QualityMetrics(extractor, map(extractor.extract, test.split(500)), 5000, CPU)
+    noise = torch.randint(256, (5000, 1, 16, 16), dtype=torch.uint8)
+    itself, floor, blurred, noise = (
+        quality.score(map(extractor.extract, images.split(500)))
+        for images in (test, training[:5000], training[:5000] // 2, noise)
+    )
     assert abs(itself.fid_share) < 1e-3 and itself.class_distance == 0
     assert 1e-3 < floor.fid_share < 0.02 and floor.class_distance < 0.03
     assert floor.fid < blurred.fid < noise.fid and floor.kid < blurred.kid < noise.kid

@@ -37,19 +37,19 @@ def lesson(**sampling) -> tuple[Diffusion, Config]:
 
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 def test_sample_17_is_sample_17_at_any_batch_size(sampler):
-    def draw(indices, batch_size):
+    def draw(batch_size):
         model, config = lesson(sampler=sampler, batch_size=batch_size)
-        return draw_samples(model, config, indices, sampling_steps=5, seed=3, device=CPU)
+        return draw_samples(model, config, 20, sampling_steps=5, seed=3, device=CPU)
 
-    together = draw(range(20), 20)
-    torch.testing.assert_close(draw(range(20), 7), together, atol=1e-4, rtol=0)
-    torch.testing.assert_close(draw([17], 1), together[17:18], atol=1e-4, rtol=0)
+    together = draw(20)
+    torch.testing.assert_close(draw(7), together, atol=1e-4, rtol=0)
+    torch.testing.assert_close(draw(1), together, atol=1e-4, rtol=0)
     assert (together[17] - together[14]).abs().max() > 0.1  # of the same class, from other noise
 
 
 def test_the_seed_changes_the_samples_and_pictures_lie_within_their_range():
     model, config = lesson()
-    one, other = (draw_samples(model, config, range(3), sampling_steps=3, seed=s, device=CPU) for s in (0, 1))
+    one, other = (draw_samples(model, config, 3, sampling_steps=3, seed=s, device=CPU) for s in (0, 1))
     assert (one - other).abs().max() > 0.1
     assert one.abs().max() <= 1
 

@@ -14,6 +14,7 @@ from models.diffusion import Diffusion
 from models.noise_schedule import SCHEDULES
 from models.unet import UNet
 from utils.config import Config, differences, explain
+from utils.distributed import by_first
 from utils.errors import InputError
 from utils.files import write_atomically
 
@@ -99,6 +100,7 @@ def save_checkpoint(
     write_atomically(path, lambda file: torch.save(content, file))
 
 
+@by_first
 def read_file(path: Path, keys: set[str], what: str) -> dict[str, Any]:
     """A file written by torch.save that is a dictionary of just these keys, read without executing anything.
 
@@ -121,6 +123,7 @@ def read_file(path: Path, keys: set[str], what: str) -> dict[str, Any]:
     return content
 
 
+@by_first
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `diffusion-<step>.pt`.
 
@@ -141,6 +144,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(path, config, step, sampling_steps, weights)
 
 
+@by_first
 def fingerprint(path: str | Path) -> str:
     """The SHA-256 of a file: two runs from the same teacher are known by it, wherever the file lies."""
     with open(path, "rb") as file:

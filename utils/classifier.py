@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from utils.checkpoints import FORMAT_VERSION, read_file
 from utils.data import Images, to_unit_range
+from utils.distributed import in_turn, is_first
 from utils.errors import InputError
 from utils.files import prepare_folder, write_atomically
 from utils.randomness import seed_of
@@ -63,7 +64,7 @@ def train_classifier(classifier: Classifier, images: Tensor, labels: Tensor) -> 
     optimizer = torch.optim.Adam(classifier.parameters(), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=len(batches))
     classifier.train()
-    for indices in tqdm(batches, desc="training the classifier", unit="step", leave=False):
+    for indices in tqdm(batches, desc="training the classifier", unit="step", leave=False, disable=not is_first()):
         loss = F.cross_entropy(classifier(to_unit_range(images[indices])), labels[indices])
         optimizer.zero_grad()
         loss.backward()
@@ -88,6 +89,7 @@ def content_hash(*tensors: Tensor) -> str:
     return digest.hexdigest()[:12]
 
 
+@in_turn
 def load_classifier(name: str, training: Images, test: Images, device: torch.device) -> tuple[Classifier, str]:
     """The classifier of a data set and the name of its file: trained where there is none of these very images yet.
 

@@ -2,14 +2,16 @@
 
 import argparse
 import ctypes
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
 
+from utils import distributed
 from utils.errors import InputError
-from utils.interruption import Interrupted
+from utils.interruption import Interrupted, Terminated
 
 CONFIG_KEY = "config:"  # flags whose destination begins so replace a key of the configuration
 
@@ -90,19 +92,29 @@ def positive_int(text: str) -> int:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is.
+    """The device of that name, or the best there is; of several processes on a machine, each has a GPU of its own.
 
     Raises:
-        InputError: there is none of that name.
+        InputError: there is none of that name, or the machine has fewer GPUs than processes.
     """
     if name is None:
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"--device {name}: not on this machine; `cpu` always is") from error
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    else:
+        try:
+            device = torch.device(name)
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"--device {name}: not on this machine; `cpu` always is") from error
+    if device.type == "cuda" and distributed.count() > 1:
+        if device.index is not None:
+            raise InputError(f"--device {name}: each process takes a GPU of its own; say cuda, or leave it out")
+        if distributed.local_rank() >= torch.cuda.device_count():
+            raise InputError(
+                f"torchrun started more processes on this machine than it has GPUs, {torch.cuda.device_count()}; "
+                "--nproc_per_node should be as many, or --device cpu"
+            )
+        device = torch.device("cuda", distributed.local_rank())
+        torch.cuda.set_device(device)
     return device
 
 
@@ -122,14 +134,39 @@ def keep_freed_memory() -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a script: what the user can mend is one line on stderr and exit code 2; a bug keeps its traceback."""
     keep_freed_memory()
+    before = signal.signal(signal.SIGTERM, Terminated.handle)
     try:
-        main()
+        with distributed.joined():
+            main()
     except InputError as error:
-        print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        leave(2, f"error: {' '.join(str(error).split())}")
     except Interrupted as interrupted:
-        print(f"{sys.argv[0]}: stopped, and saved: {interrupted}; the same command goes on from there", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
-    except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        leave(interrupted.exit_code, f"stopped, and saved: {interrupted}; the same command goes on from there")
+    except KeyboardInterrupt as interrupt:
+        exit_code = 143 if isinstance(interrupt, Terminated) else 130
+        leave(exit_code, "interrupted; all that was written is whole, and the same command goes on from there")
+    except RuntimeError as error:
+        if problem := explain_runtime_error(error):
+            leave(*problem)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def leave(exit_code: int, message: str) -> NoReturn:
+    """Ends the process with a line on stderr; of several processes that say the same, one is heard."""
+    if distributed.is_said_first(message):
+        print(f"{sys.argv[0]}: {message}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def explain_runtime_error(error: RuntimeError) -> tuple[int, str] | None:
+    """Exit code and line for those of PyTorch's errors that are no bug."""
+    if distributed.is_loss_of_another(error):
+        return 1, "error: another process of this run has ended; the same command goes on from the last checkpoint"
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return 2, (
+            "error: out of memory; less is needed with a smaller batch_size, more accumulation_steps, which train "
+            "with the same batch in pieces, or a smaller network"
+        )
+    return None

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from models.diffusion import LossWeighting, Prediction
+from utils.distributed import by_first
 from utils.errors import InputError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -75,6 +76,7 @@ class Optimization(Section):
     """What training and distillation have in common."""
 
     batch_size: PositiveInt = 128
+    accumulation_steps: PositiveInt = 1
     loss_weighting: LossWeighting = "v_mse"
     adam_beta2: Decay = 0.999
     gradient_clipping: PositiveFloat = 1.0
@@ -250,6 +252,7 @@ def _keys_text(location: tuple[int | str, ...]) -> str:
     return f"the keys here are {', '.join(_keys_at(location))}"
 
 
+@by_first
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads and validates a configuration, whole, before anything starts.
 

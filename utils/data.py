@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from utils.config import Config
 from utils.config import Data as DataSettings
+from utils.distributed import in_turn
 from utils.errors import InputError
 from utils.randomness import seed_of
 
@@ -89,6 +90,7 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     )
 
 
+@in_turn
 def load_images(settings: DataSettings, *, test: bool = False) -> Images:
     """The training or test images of a data set, in its size and channels, and their classes.
 

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from tqdm import tqdm
 from utils.checkpoints import Checkpoint, fingerprint, load_checkpoint
 from utils.compute import Compute
 from utils.config import Config
-from utils.metrics import Extractor, QualityMetrics
+from utils.distributed import all_of, num_rounds, shared_out
+from utils.metrics import Extractor, Features, QualityMetrics
 from utils.randomness import seed_of
 from utils.results import Results
-from utils.sampling import num_batches, sample_batches
+from utils.sampling import batches_of, draw_batch
 
 NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
 SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
@@ -51,6 +52,8 @@ TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("unifor
 class Evaluation:
     """Judges candidates with one number of samples and one seed, and keeps the results in a file.
 
+    Several processes share out the batches; each is given the features of all, and so the same results.
+
     Attributes:
         teacher: what the DDIM pictures of all candidates are compared with, at 1024 steps, from the same noise.
         batch_size: pictures drawn at once; it changes speed and rounding, so results are shared between batch sizes.
@@ -67,6 +70,7 @@ class Evaluation:
     batch_size: int
     compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
+    fingerprint: Callable[[Path], str] = field(default_factory=lambda: cache(fingerprint))  # files may be large
 
     def subject(self, candidate: Candidate) -> dict[str, Any]:
         """All that a candidate's scores depend on."""
@@ -80,9 +84,9 @@ class Evaluation:
         }
         if candidate.path:
             subject |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
-            subject["checkpoint_sha256"] = fingerprint(candidate.path)
+            subject["checkpoint_sha256"] = self.fingerprint(candidate.path)
         if candidate.sampler == "ddim":
-            subject["teacher_sha256"] = self._teacher_sha256
+            subject["teacher_sha256"] = self.fingerprint(self.teacher.path)
         if candidate.sampler == "ancestral":
             subject["variance"] = self.config.sampling.variance_fraction
         return subject
@@ -93,17 +97,17 @@ class Evaluation:
         if entry := self.results.find(subject):
             return entry
         self.bar.set_description(str(candidate))
-        found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None}
-        found |= asdict(self._metrics.score(self._pictures(candidate, found)))
+        found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None, "distance": None}
+        found |= asdict(self._metrics.score(self._features(candidate, found)))
         self.results.add(subject | found)
         return subject | found
 
     def num_network_evaluations(self, candidates: list[Candidate]) -> int:
-        """How much there is to do for those that are not in the file: batches times steps."""
+        """How much a process has to do for those that are not in the file: batches times steps."""
         missing = [c for c in candidates if c.path and not self.results.find(self.subject(c))]
-        count = sum(c.sampling_steps for c in missing) * num_batches(self.num_samples, self.batch_size)
+        count = sum(c.sampling_steps for c in missing) * num_rounds(len(batches_of(self.num_samples, self.batch_size)))
         if any(c.sampler == "ddim" for c in missing) and "_reference" not in vars(self):
-            count += self.teacher.default_sampling_steps * num_batches(NUM_COMPARED, self.batch_size)
+            count += self.teacher.default_sampling_steps * num_rounds(len(batches_of(NUM_COMPARED, self.batch_size)))
         return count
 
     def fewest_steps(self) -> int:
@@ -113,7 +117,7 @@ class Evaluation:
         """
         subject = {
             "name": "fewest steps",
-            "teacher_sha256": self._teacher_sha256,
+            "teacher_sha256": self.fingerprint(self.teacher.path),
             "clip": self.config.sampling.clip,
             "precision": self.compute.precision,
             "seed": self.seed,
@@ -126,7 +130,7 @@ class Evaluation:
             while steps > 1:
                 candidate = Candidate("teacher", self.teacher.path, "ddim", steps // 2)
                 self.bar.set_description(f"{candidate}, is it as good as {self.teacher.default_sampling_steps}?")
-                pictures = torch.cat(list(self._draw(candidate, NUM_COMPARED)))
+                pictures = self._first_pictures(candidate)
                 distances[steps // 2] = float((pictures - self._reference).square().mean().sqrt())
                 if distances[steps // 2] >= SAME_PICTURE:
                     break
@@ -136,68 +140,80 @@ class Evaluation:
         return entry["steps"]
 
     @cached_property
-    def _teacher_sha256(self) -> str:
-        return fingerprint(self.teacher.path)  # once: every row is also about the teacher, and its file may be large
-
-    @cached_property
     def _metrics(self) -> QualityMetrics:
-        batches = (images.to(self.compute.device) for images in self.test_images.split(self.batch_size))
-        return QualityMetrics(self.extractor, batches, self.num_samples, self.compute.device)
+        real = self._extract(len(self.test_images), lambda indices: self.test_images[indices.start : indices.stop])
+        return QualityMetrics(self.extractor, real, self.num_samples, self.compute.device)
 
     @cached_property
     def _reference(self) -> Tensor:
         steps = self.teacher.default_sampling_steps
         self.bar.set_description(f"teacher, ddim, {steps} steps, to compare with")
-        return torch.cat(list(self._draw(Candidate("teacher", self.teacher.path, "ddim", steps), NUM_COMPARED)))
+        return self._first_pictures(Candidate("teacher", self.teacher.path, "ddim", steps))
 
-    def _pictures(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Tensor]:
-        """The pictures of a candidate in batches of uint8; what drawing them shows is added to `found`."""
-        if candidate == TRAINING_IMAGES:
-            yield from self._training_images()
-        elif candidate == UNIFORM_NOISE:
-            yield from self._uniform_noise()
-        else:
-            yield from self._samples(candidate, found)
-
-    def _training_images(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
-        chosen = torch.randperm(len(self.training_images), generator=generator)[: self.num_samples]
-        for indices in chosen.split(self.batch_size):
-            yield self.training_images[indices].to(self.compute.device)
-
-    def _uniform_noise(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed_of("uniform noise", self.seed))
-        for batch in torch.arange(self.num_samples).split(self.batch_size):
-            shape = (len(batch), *self.test_images.shape[1:])
-            yield torch.randint(256, shape, generator=generator, dtype=torch.uint8).to(self.compute.device)
-
-    def _samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Tensor]:
-        if self.compute.compiles:  # before the clock runs
-            list(self._draw(replace(candidate, sampling_steps=1), self.batch_size, tick=int))
-        seconds, squared, compared = 0.0, 0.0, 0
-        start = time.perf_counter()
-        for x in self._draw(candidate, self.num_samples):
-            if self.compute.device.type != "cpu":
-                torch.accelerator.synchronize()
-            seconds += time.perf_counter() - start
-            if candidate.sampler == "ddim" and compared < NUM_COMPARED:
-                reference = self._reference[compared : compared + len(x)]
-                squared += float((x[: len(reference)] - reference).square().mean(dim=(1, 2, 3)).sum())
-                compared += len(reference)
-            yield to_bytes(x)
-            start = time.perf_counter()
-        found |= {"device": str(self.compute.device), "seconds_per_picture": seconds / self.num_samples}
-        found["distance"] = math.sqrt(squared / compared) if compared else None
-
-    def _draw(self, candidate: Candidate, count: int, tick: Callable[[], object] | None = None) -> Iterator[Tensor]:
+    def _sampler(self, candidate: Candidate) -> Callable[..., Tensor]:
+        """What draws the pictures of the given indices, [B, C, H, W] in [-1, 1]."""
         sampling = {"sampler": candidate.sampler, "batch_size": self.batch_size}
         model = load_checkpoint(candidate.path).model(self.compute.device)
-        return sample_batches(
+        return partial(
+            draw_batch,
             self.compute.for_inference(model, self.batch_size),
             self.config.model_copy(update={"sampling": self.config.sampling.model_copy(update=sampling)}),
-            range(count),
             sampling_steps=candidate.sampling_steps,
             seed=self.seed,
             device=self.compute.device,
-            tick=tick or self.bar.update,
+            tick=self.bar.update,
         )
+
+    def _first_pictures(self, candidate: Candidate) -> Tensor:
+        """The first `NUM_COMPARED` pictures, on the CPU, in every process."""
+        draw = self._sampler(candidate)
+        batches = batches_of(NUM_COMPARED, self.batch_size)
+        return torch.cat(list(shared_out(batches, lambda indices: draw(indices).cpu())))
+
+    def _extract(self, count: int, images_of: Callable[[range], Tensor]) -> Iterator[Features]:
+        """The features of so many images; `images_of` gives those of a batch, as uint8 [B, C, H, W]."""
+
+        def features(indices: range) -> Features:
+            found, classes = self.extractor.extract(images_of(indices).to(self.compute.device))
+            return found.cpu(), classes if classes is None else classes.cpu()
+
+        return shared_out(batches_of(count, self.batch_size), features)
+
+    def _features(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
+        """The features of a candidate's pictures; what drawing them shows is added to `found`."""
+        if candidate == TRAINING_IMAGES:
+            generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
+            chosen = torch.randperm(len(self.training_images), generator=generator)
+            yield from self._extract(self.num_samples, lambda indices: self.training_images[chosen[list(indices)]])
+        elif candidate == UNIFORM_NOISE:
+            yield from self._extract(self.num_samples, self._uniform_noise)
+        else:
+            yield from self._features_of_samples(candidate, found)
+
+    def _uniform_noise(self, indices: range) -> Tensor:
+        generators = (torch.Generator().manual_seed(seed_of("uniform noise", self.seed, index=i)) for i in indices)
+        shape = self.test_images.shape[1:]
+        return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])
+
+    def _features_of_samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
+        reference = self._reference if candidate.sampler == "ddim" else None
+        draw, seconds, squared = self._sampler(candidate), 0.0, 0.0
+        if self.compute.compiles:  # before the clock runs
+            draw(range(self.batch_size), sampling_steps=1, tick=int)
+
+        def pictures(indices: range) -> Tensor:
+            nonlocal seconds, squared
+            start = time.perf_counter()
+            x = draw(indices)
+            if self.compute.device.type != "cpu":
+                torch.accelerator.synchronize()
+            seconds += time.perf_counter() - start
+            if reference is not None and indices.start < NUM_COMPARED:
+                compared = reference[indices.start : indices.stop].to(x.device)
+                squared += float((x[: len(compared)] - compared).square().mean(dim=(1, 2, 3)).sum())
+            return to_bytes(x)
+
+        yield from self._extract(self.num_samples, pictures)
+        found |= {"device": str(self.compute.device), "seconds_per_picture": sum(all_of(seconds)) / self.num_samples}
+        if reference is not None:
+            found["distance"] = math.sqrt(sum(all_of(squared)) / min(NUM_COMPARED, self.num_samples))

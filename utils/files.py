@@ -1,11 +1,12 @@
-"""Files that are whole or not there, and folders that can be written."""
+"""Files that are whole or not there, and folders that can be written; of several processes, the first writes them."""
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from utils.distributed import by_first
 from utils.errors import InputError
 
 try:
@@ -16,6 +17,7 @@ except ImportError:  # not on Windows
 LOCK_NAME = ".lock"
 
 
+@by_first
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` with a temporary file beside `path`, then renames it: a kill leaves the old file or the new one.
 
@@ -42,6 +44,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise _cannot_be_written(path, reason) from error
 
 
+@by_first
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a file.
 
@@ -72,11 +75,18 @@ def _flush_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other processes from writing there; the lock goes with the process, however it ends.
+    """Makes the folder, and keeps other runs from writing there; the lock goes with the process, however it ends.
 
     Raises:
-        InputError: another process has it, or the folder cannot be written.
+        InputError: another run has it, or the folder cannot be written.
     """
+    with ExitStack() as held:
+        by_first(lambda: held.enter_context(_lock(folder)))()
+        yield
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
     prepare_folder(folder)
     with open(folder / LOCK_NAME, "w") as file:
         if fcntl:
@@ -89,6 +99,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+@by_first
 def prepare_folder(folder: Path) -> None:
     """Makes the folder where it is missing, and sees that it can be written.
 

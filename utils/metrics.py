@@ -16,6 +16,7 @@ from utils.errors import InputError
 from utils.randomness import seed_of
 
 INCEPTION_FEATURES = 2048
+Features = tuple[Tensor, Tensor | None]  # [B, num_features], and classes [B] if the extractor knows any
 KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; less where there are fewer pictures
 
 
@@ -30,7 +31,7 @@ class Extractor:
     name: str
     num_features: int
     num_classes: int
-    extract: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    extract: Callable[[Tensor], Features]
 
 
 def classifier_features(name: str, training: Images, test: Images, device: torch.device) -> Extractor:
@@ -105,17 +106,22 @@ class Scores:
 class QualityMetrics:
     """Compares sets of pictures with one set of real images, whose features are kept."""
 
-    def __init__(self, extractor: Extractor, real: Iterable[Tensor], num_samples: int, device: torch.device):
+    def __init__(self, extractor: Extractor, real: Iterable[Features], num_samples: int, device: torch.device):
         """
         Args:
-            real: batches of uint8 images [B, C, H, W]; there must be two images at least.
+            extractor: whose features they are.
+            real: the features of the real images, in batches; there must be two images at least.
             num_samples: how many pictures each set will have, at least two.
         """
         self.extractor = extractor
-        given = _Given(extractor.num_features)
-        self.fid = FrechetInceptionDistance(feature=given, reset_real_features=False).to(device)
+        options = {
+            "feature": _Given(extractor.num_features),
+            "reset_real_features": False,
+            "sync_on_compute": False,  # every process is given the features of all
+        }
+        self.fid = FrechetInceptionDistance(**options).to(device)
         with warnings.catch_warnings(action="ignore"):  # that it keeps all features; they are few KB an image
-            self.kid = KernelInceptionDistance(feature=given, reset_real_features=False).to(device)
+            self.kid = KernelInceptionDistance(**options).to(device)
         self.real_classes = self._update(real, real=True)
         num_real = int(self.fid.real_features_num_samples)
         self.kid.subset_size = min(KID_SUBSET_SIZE, num_samples, num_real)
@@ -124,19 +130,18 @@ class QualityMetrics:
         self.real_trace = float(scatter / (num_real - 1))
 
     @torch.inference_mode()
-    def _update(self, batches: Iterable[Tensor], *, real: bool) -> Tensor | None:
+    def _update(self, batches: Iterable[Features], *, real: bool) -> Tensor | None:
         """Adds images to both metrics; their share in each class, on the CPU."""
         counts = torch.zeros(self.extractor.num_classes, dtype=torch.float64)
-        for images in batches:
-            features, classes = self.extractor.extract(images)
-            self.fid.update(features, real=real)
-            self.kid.update(features, real=real)
+        for features, classes in batches:
+            self.fid.update(features.to(self.fid.device), real=real)
+            self.kid.update(features.to(self.kid.device), real=real)
             if classes is not None:
                 counts += classes.bincount(minlength=len(counts)).cpu()
         return counts / counts.sum() if self.extractor.num_classes else None
 
-    def score(self, batches: Iterable[Tensor]) -> Scores:
-        """The scores of pictures that come in batches of uint8 [B, C, H, W]; none is kept but its features."""
+    def score(self, batches: Iterable[Features]) -> Scores:
+        """The scores of pictures whose features come in batches."""
         self.fid.reset()
         self.kid.reset()
         classes = self._update(batches, real=False)

@@ -32,20 +32,27 @@ class Optimizer:
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         get_ema_multi_avg_fn(decay)(averaged, current, None)
 
-    def update(self, loss: Tensor, learning_rate: float) -> Tensor:
-        """One step down the gradient of the loss, whose norm is returned, before it was clipped.
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of the loss to what there is.
 
-        Where the loss or its gradient is not finite, the weights stay as they are, and the norm is NaN. All of it
-        happens on the device: nobody waits for it.
+        A loss that is not finite makes all of the gradient NaN, whatever its own was: so each of several processes,
+        which see their own losses and the same sum of gradients, skips the same steps.
         """
-        self.adam.zero_grad()
-        loss.backward()
+        (loss * torch.where(loss.detach().isfinite(), 1.0, math.nan)).backward()
+
+    def update(self, learning_rate: float) -> Tensor:
+        """One step down the gradient, which is then forgotten; its norm is returned, before it was clipped.
+
+        Where the gradient is not finite, the weights stay as they are, and the norm is NaN. All of it happens on the
+        device: nobody waits for it.
+        """
         norm = clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
         for group in self.adam.param_groups:
             group["lr"] = learning_rate
-        not_finite = (~(loss.detach() + norm).isfinite()).float()
+        not_finite = (~norm.isfinite()).float()
         self.adam.found_inf = not_finite  # where it is 1, the fused Adam changes nothing
         self.adam.step()
+        self.adam.zero_grad()
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * not_finite
         self.most_skipped_in_a_row = torch.maximum(self.most_skipped_in_a_row, self.skipped_in_a_row)
         self.averaged.update_parameters(self.network)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from utils.distributed import by_first
 from utils.errors import InputError
 from utils.files import write_atomically
 
@@ -20,16 +21,7 @@ class Results:
             InputError: it is something else.
         """
         self.path = path
-        self.entries: list[dict[str, Any]] = []
-        if path.exists():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                version, self.entries = content["format_version"], content["evaluations"]
-                whole = isinstance(self.entries, list) and all(isinstance(entry, dict) for entry in self.entries)
-            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-                raise InputError(f"{path}: damaged, or not results of evaluate.py; delete or rename it") from error
-            if version != FORMAT_VERSION or not whole:
-                raise InputError(f"{path}: not results of this version of evaluate.py; delete or rename it")
+        self.entries = _read_entries(path)
 
     def find(self, subject: dict[str, Any]) -> dict[str, Any] | None:
         """The entry on a subject: the first that agrees with it in all that it names."""
@@ -43,3 +35,18 @@ class Results:
         self.entries.append(entry)
         text = json.dumps({"format_version": FORMAT_VERSION, "evaluations": self.entries}, indent=1)
         write_atomically(self.path, lambda file: file.write(text.encode()))
+
+
+@by_first
+def _read_entries(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, entries = content["format_version"], content["evaluations"]
+        whole = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, or not results of evaluate.py; delete or rename it") from error
+    if version != FORMAT_VERSION or not whole:
+        raise InputError(f"{path}: not results of this version of evaluate.py; delete or rename it")
+    return entries

@@ -6,13 +6,13 @@ belongs to its step is there; where there is a state, the rest can be made from 
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoints import read_file
 from utils.config import differences
+from utils.distributed import by_first
 from utils.errors import InputError
 from utils.files import LOCK_NAME, locked
 
@@ -22,7 +22,7 @@ STATE_KEYS = {"identity", "num_steps", "step", "network", "ema", "optimizer", "c
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.tmp", LOCK_NAME)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """A training of `num_steps` steps in a folder.
 
@@ -37,6 +37,7 @@ class Run:
     state: dict[str, Any] | None
 
     @classmethod
+    @by_first
     def find(
         cls, folder: Path, identity: dict[str, Any], num_steps: int, *, restart: bool = False, may_grow: bool = False
     ) -> "Run":
@@ -86,9 +87,16 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the last step has been taken, and all that belongs to it has been written."""
-        return self.state is not None and self.state["step"] == self.num_steps and self.final_checkpoint.exists()
+        return self.state is not None and self.state["step"] == self.num_steps and exists(self.final_checkpoint)
 
 
+@by_first
+def exists(path: Path) -> bool:
+    """Whether the first process sees this file."""
+    return path.exists()
+
+
+@by_first
 def delete_run(folder: Path) -> None:
     """Deletes what a run writes, and nothing else.
 
@@ -101,13 +109,14 @@ def delete_run(folder: Path) -> None:
                 path.unlink()
 
 
-def student_folders(folder: Path) -> Iterator[tuple[Path, int, int]]:
+@by_first
+def student_folders(folder: Path) -> list[tuple[Path, int, int]]:
     """The students' folders that are there: (path, iteration, number of sampling steps)."""
-    for path in sorted(folder.glob("*_*")):
-        if match := re.fullmatch(r"(\d+)_(\d+)", path.name):
-            yield path, int(match[1]), int(match[2])
+    matches = [(path, re.fullmatch(r"(\d+)_(\d+)", path.name)) for path in sorted(folder.glob("*_*"))]
+    return [(path, int(match[1]), int(match[2])) for path, match in matches if match]
 
 
+@by_first
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step in a run's folder, None if there is none."""
     steps = {int(match[1]): path for path in folder.glob("*.pt") if (match := CHECKPOINT_NAME.fullmatch(path.name))}

@@ -1,6 +1,6 @@
-"""Drawing pictures from a model: each sample by its index, in batches."""
+"""Drawing pictures from a model: each sample by its index, in batches that are shared out to all processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -10,26 +10,27 @@ from tqdm import tqdm
 from models.diffusion import Diffusion
 from models.samplers import ancestral, ddim
 from utils.config import Config
+from utils.distributed import is_first, num_rounds, shared_out
 from utils.randomness import SampleNoise
 
 
-def num_batches(count: int, batch_size: int) -> int:
-    """How many batches so many samples make."""
-    return -(-count // batch_size)
+def batches_of(count: int, batch_size: int) -> list[range]:
+    """The indices of so many samples, batch after batch."""
+    return [range(count)[start : start + batch_size] for start in range(0, count, batch_size)]
 
 
 @torch.inference_mode()
-def sample_batches(
+def draw_batch(
     model: Diffusion,
     config: Config,
-    indices: Sequence[int],
+    indices: range,
     *,
     sampling_steps: int,
     seed: int,
     device: torch.device,
     tick: Callable[[], object],
-) -> Iterator[Tensor]:
-    """The samples of the given indices, batch after batch, [B, C, H, W] in [-1, 1].
+) -> Tensor:
+    """The samples of the given indices at once, [B, C, H, W] in [-1, 1].
 
     A sample depends on its index, the seed and the number of steps, not on its batch. In a model with classes,
     sample i is of class i modulo the number of classes. `tick()` is called at each evaluation of the network.
@@ -42,29 +43,29 @@ def sample_batches(
         return model.network(*inputs)
 
     counting = replace(model, network=counted)
-    for start in range(0, len(indices), settings.batch_size):
-        batch = indices[start : start + settings.batch_size]
-        noise = SampleNoise(seed, batch, shape, device)
-        label = torch.tensor([i % num_classes for i in batch], device=device) if num_classes else None
-        options = {"label": label, "clip": settings.clip}
-        if settings.sampler == "ddim":
-            x = ddim(counting, noise(), sampling_steps, **options)
-        else:
-            x = ancestral(counting, noise(), sampling_steps, noise, variance=settings.variance_fraction, **options)
-        yield x.clamp(-1, 1)
+    noise = SampleNoise(seed, indices, shape, device)
+    label = torch.tensor([i % num_classes for i in indices], device=device) if num_classes else None
+    options = {"label": label, "clip": settings.clip}
+    if settings.sampler == "ddim":
+        x = ddim(counting, noise(), sampling_steps, **options)
+    else:
+        x = ancestral(counting, noise(), sampling_steps, noise, variance=settings.variance_fraction, **options)
+    return x.clamp(-1, 1)
 
 
 def draw_samples(
     model: Diffusion,
     config: Config,
-    indices: Sequence[int],
+    count: int,
     *,
     sampling_steps: int,
     seed: int,
     device: torch.device,
 ) -> Tensor:
-    """All of `sample_batches` as one [N, C, H, W] on the CPU, with a bar."""
-    total = num_batches(len(indices), config.sampling.batch_size) * sampling_steps
-    with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False) as bar:
+    """The first `count` samples as one [N, C, H, W] on the CPU, in every process; with a bar."""
+    batches = batches_of(count, config.sampling.batch_size)
+    total = num_rounds(len(batches)) * sampling_steps
+    with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False, disable=not is_first()) as bar:
         options = {"sampling_steps": sampling_steps, "seed": seed, "device": device, "tick": bar.update}
-        return torch.cat([x.cpu() for x in sample_batches(model, config, indices, **options)])
+        drawn = shared_out(batches, lambda indices: draw_batch(model, config, indices, **options).cpu())
+        return torch.cat(list(drawn))

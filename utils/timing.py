@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from utils.distributed import by_first
+
 PARTS = ("start", "first step", "steps", "pictures", "checkpoints")
 
 
@@ -36,6 +38,7 @@ class Stopwatch:
         return taken
 
 
+@by_first
 def table(folders: Iterable[Path]) -> str:
     """What the runs in these folders took, in seconds: a line each, and their sum."""
     rows = {}

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.diffusion import Diffusion
+from utils import distributed
 from utils.checkpoints import FORMAT_VERSION, save_checkpoint
 from utils.compute import Compute
 from utils.config import Config, Optimization
+from utils.distributed import by_first
 from utils.errors import InputError
 from utils.files import append_line, locked, write_atomically
 from utils.interruption import Interrupted, SignalWatch
 from utils.optimizer import Optimizer
 from utils.pictures import grid, save_picture
 from utils.randomness import seed_of
-from utils.run import Run
+from utils.run import Run, exists
 from utils.sampling import draw_samples
 from utils.timing import Stopwatch
 
@@ -29,7 +32,16 @@ MOST_SKIPPED_IN_A_ROW = 10
 
 
 class Trainer:
-    """Takes the steps of one run: `for step in trainer.steps(): ...; trainer.update(loss)`."""
+    """Takes the steps of one run, in as many processes as there are:
+
+    for step in trainer.steps():
+        for share in trainer.shares(*batch):
+            trainer.backward(loss(share))
+        trainer.update()
+
+    Attributes:
+        model: the one to compute losses with.
+    """
 
     def __init__(
         self,
@@ -46,25 +58,36 @@ class Trainer:
         """
         Args:
             model: the model to train, in place; its EMA is what is saved, sampled and taught with.
-            run: the folder, and the state to continue from.
+            run: the folder, and the state to continue from, which is taken out of it.
             learning_rate: the learning rate at each step.
             sampling_steps: what the model is distilled for, None for an undistilled model.
             compute: how the model computes; kept with the state.
+
+        Raises:
+            InputError: the state does not fit, or the batch is too small to be shared out.
         """
-        self.model, self.config, self.settings, self.run = model, config, settings, run
+        if settings.batch_size < distributed.count() * settings.accumulation_steps:
+            raise InputError(
+                f"batch_size: {settings.batch_size} images cannot be shared out to {distributed.count()} processes "
+                f"in {settings.accumulation_steps} accumulation_steps"
+            )
+        self.config, self.settings, self.run = config, settings, run
         self.learning_rate, self.sampling_steps = learning_rate, sampling_steps
         self.compute, self.stopwatch = compute, stopwatch
-        compute.for_training(model)
-        self.optimizer = Optimizer(model.network, settings)
-        self.saved_step, self.saved_at = run.state and run.state["step"], time.monotonic()
+        self.network = compute.for_training(model).network
+        self.optimizer = Optimizer(self.network, settings)
+        self.saved_step, self.saved_at = None, time.monotonic()
         if run.state:
             self._continue_from(run.state)
+            run.state = None  # it may be large
+        self.model = replace(model, network=distributed.parallel(self.network, compute.device))
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         try:
             self.optimizer.load_state_dict(state, state["step"])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.run.state_path}: damaged; --restart begins anew") from error
+        self.saved_step = state["step"]
 
     @property
     def step(self) -> int:
@@ -74,9 +97,12 @@ class Trainer:
     def steps(self, description: str) -> Iterator[int]:
         """Counts the steps that are left to take; between them, saves and samples as often as the settings say."""
         self.model.network.train()
+        silent = not distributed.is_first()
         with (
             locked(self.run.folder),
-            tqdm(total=self.run.num_steps, initial=self.step, desc=description, unit="step") as self.bar,
+            tqdm(
+                total=self.run.num_steps, initial=self.step, desc=description, unit="step", disable=silent
+            ) as self.bar,
             SignalWatch() as watch,
         ):
             self._forget_metrics_after(self.step)
@@ -89,22 +115,47 @@ class Trainer:
                     self._save()
                 if self.step == self.run.num_steps:
                     return
-                # All that is drawn in a step depends on its number alone: nothing random need be remembered.
-                torch.manual_seed(seed_of("step", self.config.seed, self.sampling_steps, index=self.step))
+                self._seed("step")
                 yield self.step
                 self.stopwatch.lap(part)
                 part = "steps"
-                if watch.received or time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_every_minutes:
+                minutes_passed = time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_every_minutes
+                signum, must_save = distributed.largest(watch.received or 0, minutes_passed)
+                if signum or must_save:
                     self._save_between()
-                if watch.received:
-                    raise Interrupted(watch.received, f"{self.run.folder}, after step {self.step}")
+                if signum:
+                    raise Interrupted(signum, f"{self.run.folder}, after step {self.step}")
 
-    def update(self, loss: Tensor) -> None:
-        """One step of the optimizer down the gradient of the loss, and one of the EMA."""
-        norm = self.optimizer.update(loss, self.learning_rate(self.step))
+    def _seed(self, what: str) -> None:
+        # All that is drawn in a step depends on its number alone: nothing random need be remembered.
+        torch.manual_seed(seed_of(what, self.config.seed, self.sampling_steps, index=self.step))
+
+    def shares(self, *batch: Tensor | None) -> Iterator[list[Tensor | None]]:
+        """This process's share of a global batch, of tensors [B, ...], in `accumulation_steps` pieces.
+
+        What is None stays None. The gradients of all pieces but the last are kept; with the last one's, they are
+        exchanged with the other processes.
+        """
+        pieces = distributed.own_pieces(self.settings.batch_size, self.settings.accumulation_steps)
+        for piece in pieces:
+            # A tensor, since compiled code would be compiled anew for each number
+            self.network.first_example = torch.full((), piece.start, dtype=torch.int32, device=self.compute.device)
+            self._seed("dropout")
+            with nullcontext() if piece == pieces[-1] else distributed.keep_gradients(self.model.network):
+                yield [tensor if tensor is None else tensor[piece] for tensor in batch]
+
+    def backward(self, losses: Tensor) -> None:
+        """Takes in the losses [b] of a share: their gradient, as a part of that of the mean over the global batch."""
+        loss = losses.sum() / self.settings.batch_size
+        self.loss += loss.detach()
+        self.optimizer.backward(loss * distributed.count())  # the gradients' mean over the processes is taken
+
+    def update(self) -> None:
+        """One step of the optimizer down the gradient of the losses, and one of the EMA."""
+        norm = self.optimizer.update(self.learning_rate(self.step))
         self.bar.update()
-        found = torch.stack([loss.detach(), norm, torch.ones_like(norm)])
-        self.sums += torch.where(norm.isfinite(), found, 0)
+        self.sums += torch.where(norm.isfinite(), torch.stack([self.loss, norm, torch.ones_like(norm)]), 0)
+        self.loss = torch.zeros_like(self.loss)
         if self._due(self.settings.log_every_n) or self._due(self.settings.save_and_sample_every_n):
             self._log()
 
@@ -113,13 +164,14 @@ class Trainer:
 
     def _begin_interval(self) -> None:
         # Sums of the loss, of the gradient's norm, and the number of steps that were not skipped
-        self.sums = torch.zeros(3, device=self.compute.device)
+        self.loss, self.sums = (torch.zeros(size, device=self.compute.device) for size in ((), 3))
         self.interval_start, self.interval_step = time.perf_counter(), self.step
 
     def _log(self) -> None:
         """A line of metrics: means since the last, over the steps that were not skipped."""
         count = self.step - self.interval_step
-        loss_sum, norm_sum, taken = self.sums.tolist()
+        _, norm_sum, taken = self.sums.tolist()
+        loss_sum, _, _ = distributed.total(self.sums)  # each process has the losses of its share
         rate = self.learning_rate(self.step - 1)
         if self.optimizer.most_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
             raise InputError(
@@ -143,6 +195,7 @@ class Trainer:
     def _write_metrics(self, metrics: dict[str, Any]) -> None:
         append_line(self.run.folder / "metrics.jsonl", json.dumps(metrics))
 
+    @by_first
     def _forget_metrics_after(self, step: int) -> None:
         """A run that continues from a step writes the lines after it again."""
         path = self.run.folder / "metrics.jsonl"
@@ -154,7 +207,7 @@ class Trainer:
     def _save(self) -> None:
         self._save_state()
         path = self.run.checkpoint_path(self.step)
-        if not path.exists():
+        if not exists(path):
             self._draw(self.run.folder / f"sample-{self.step}.png")
             self.stopwatch.lap("pictures")
             weights = self.optimizer.ema.state_dict()
@@ -193,7 +246,7 @@ class Trainer:
         pictures = draw_samples(
             replace(self.model, network=self.optimizer.ema),
             self.config,
-            range(sampling.num_samples),
+            sampling.num_samples,
             sampling_steps=self.sampling_steps or sampling.sampling_steps,
             seed=self.config.seed,
             device=self.compute.device,
