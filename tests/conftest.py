@@ -48,6 +48,14 @@ def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.Complet
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
+def run_in_processes(count: int, script: str | Path, *arguments: object, **options) -> subprocess.Popen:
+    """Starts a script under torchrun, in so many processes; `options` are those of Popen and of torchrun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    torchrun += ["--max_restarts", str(options.pop("max_restarts", 0))]
+    command = [*torchrun, str(ROOT / script), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
 def call(script: str, *arguments: object) -> int:
     """Runs a script in this process, which saves the seconds that importing PyTorch takes; its exit code."""
     sys.argv = [script, *map(str, arguments)]

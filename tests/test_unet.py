@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.noise_schedule import CosineSchedule
-from models.unet import GroupNorm, UNet, sinusoids
+from models.unet import Dropout, GroupNorm, UNet, sinusoids
 
 SMALL = {
     "image_size": 16,
@@ -35,6 +35,37 @@ def test_shapes(num_channels, patch_size, image_size):
     settings = SMALL | {"num_channels": num_channels, "patch_size": patch_size, "image_size": image_size}
     z = torch.randn(2, num_channels, image_size, image_size)
     assert awake(UNet(**settings))(z, torch.zeros(2)).shape == z.shape
+
+
+def drop(probability: float, places: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """What is left of ones [B, 4, 16, 16] at these places of a batch."""
+    torch.manual_seed(seed)
+    return Dropout(probability).train()(torch.ones(len(places), 4, 16, 16), places.int())
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    for probability in (0.1, 0.5, 0.9):
+        left = drop(probability, torch.arange(256))
+        assert (left == 0).float().mean().item() == pytest.approx(probability, abs=5e-3)
+        torch.testing.assert_close(left[left > 0], torch.tensor(1 / (1 - probability)).expand_as(left[left > 0]))
+    assert torch.equal(drop(0.0, torch.arange(3)), torch.ones(3, 4, 16, 16))
+    assert torch.equal(Dropout(0.5).eval()(torch.ones(3, 4, 4, 4), torch.arange(3).int()), torch.ones(3, 4, 4, 4))
+
+
+def test_dropout_is_independent_between_elements_and_between_images():
+    """Of two elements in one image, and of one element in two images, both are dropped as often as by chance."""
+    gone = torch.cat([(drop(0.3, torch.arange(8), seed) == 0).flatten(2) for seed in range(200)]).double()
+    one = gone.reshape(200, 8, -1)
+    assert (one[:, :, :-1] * one[:, :, 1:]).mean().item() == pytest.approx(0.09, abs=1e-3)
+    for apart in (1, 2, 4):
+        both = (one[:, :-apart] * one[:, apart:]).mean().item()
+        assert both == pytest.approx(0.09, abs=1e-3)
+    assert not torch.equal(drop(0.3, torch.arange(8), 0), drop(0.3, torch.arange(8), 1))
+
+
+def test_dropout_depends_on_the_place_alone():
+    whole = drop(0.3, torch.arange(8))
+    assert torch.equal(torch.cat([drop(0.3, torch.arange(8)[piece]) for piece in (slice(3), slice(3, 8))]), whole)
 
 
 def test_full_size_is_the_papers():

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.diffusion import Diffusion
+from utils import distributed
 from utils.checkpoints import build_model
 from utils.config import Config
 
@@ -25,11 +26,16 @@ DISTILLATION = TRAINING + 2 * FORWARD
 
 @dataclass(frozen=True)
 class Compute:
-    """How the networks of a run compute; a run that continues computes as it began."""
+    """How the networks of a run compute; a run that continues computes as it began, but for the number of processes.
+
+    Attributes:
+        before: the number of processes that computed before, if another.
+    """
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
     compile: bool
+    before: int | None = None
 
     @classmethod
     def choose(
@@ -56,10 +62,10 @@ class Compute:
                 precision = "bf16" if multiplies_bfloat16(device) else "fp32"
             compiled = config.compile
             if compiled == "auto":
-                compiled = is_worth_compiling(passes * forward_flop(config), device, training)
-        else:
-            precision, compiled = begun["precision"], begun["compile"]
-        return cls(device, precision, compiled)
+                compiled = is_worth_compiling(passes / distributed.count() * forward_flop(config), device, training)
+            return cls(device, precision, compiled)
+        before = None if begun["processes"] == distributed.count() else begun["processes"]
+        return cls(device, begun["precision"], begun["compile"], before)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,11 +78,16 @@ class Compute:
         return self.compile and compiler_works(self.device)
 
     def as_dict(self) -> dict[str, Any]:
-        """What a run that continues keeps; it may go on on another device."""
-        return {"precision": self.precision, "compile": self.compile}
+        """What a run that continues keeps, or is told; it may go on on another device."""
+        return {"precision": self.precision, "compile": self.compile, "processes": distributed.count()}
 
     def __str__(self) -> str:
-        return f"{self.device} in {self.precision}{', compiled' if self.compiles else ''}"
+        text = f"{self.device} in {self.precision}{', compiled' if self.compiles else ''}"
+        if distributed.count() > 1 or self.before:
+            text += f", processes: {distributed.count()}"
+        if self.before:
+            text += f" (before: {self.before}; the same training but for rounding)"
+        return text
 
     def for_training(self, model: Diffusion) -> Diffusion:
         """The model, in place, ready to be trained in this way."""
@@ -125,7 +136,8 @@ def compiler_works(device: torch.device) -> bool:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # whatever stands in its way, the run can do without
         reason = str(error).strip().splitlines()[0]
-        print(f"{sys.argv[0]}: warning: cannot compile, so computing without: {reason:.200}", file=sys.stderr)
+        if distributed.is_first():
+            print(f"{sys.argv[0]}: warning: cannot compile, so computing without: {reason:.200}", file=sys.stderr)
         return False
     return True
 

@@ -9,6 +9,8 @@ started alone is the first of one, and none of this does anything.
 
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -39,12 +41,34 @@ def joined() -> Iterator[None]:
     if "WORLD_SIZE" not in os.environ:
         yield
         return
-    _store, rank, world_size = next(dist.rendezvous("env://"))
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    _store = dist.PrefixStore(_name_of_this_start(store, rank, world_size), store)
     dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
     if not is_first():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
     yield
     dist.destroy_process_group()
+
+
+def _name_of_this_start(store: dist.Store, rank: int, world_size: int) -> str:
+    """A name that the first process makes up, and tells all others that have started with it.
+
+    Where torchrun has restarted them, the store still holds what the dead left there, their addresses above all, and
+    the number of restarts may be another on each machine (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"process/{rank}", own)
+        name = store.get(f"name for/{own}").decode()  # waits; nobody has answered this before
+        store.set(f"heard/{name}/{rank}", "")
+        return name
+    waiting = set(range(1, world_size))
+    while waiting:
+        for other in waiting:  # what it says may be of the dead, until it has started
+            store.set(f"name for/{store.get(f'process/{other}').decode()}", own)
+        waiting = {other for other in waiting if not store.check([f"heard/{own}/{other}"])}
+        time.sleep(0.02)
+    return own
 
 
 def count() -> int:

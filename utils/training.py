@@ -66,10 +66,11 @@ class Trainer:
         Raises:
             InputError: the state does not fit, or the batch is too small to be shared out.
         """
-        if settings.batch_size < distributed.count() * settings.accumulation_steps:
+        least = distributed.count() * settings.accumulation_steps
+        if settings.batch_size < least:
             raise InputError(
-                f"batch_size: {settings.batch_size} images cannot be shared out to {distributed.count()} processes "
-                f"in {settings.accumulation_steps} accumulation_steps"
+                f"{type(settings).__name__.lower()}.batch_size: {settings.batch_size} is less than {least}, an image "
+                f"for each of {distributed.count()} processes in each of {settings.accumulation_steps} accumulation_steps"
             )
         self.config, self.settings, self.run = config, settings, run
         self.learning_rate, self.sampling_steps = learning_rate, sampling_steps
