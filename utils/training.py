@@ -66,11 +66,11 @@ class Trainer:
         Raises:
             InputError: the state does not fit, or the batch is too small to be shared out.
         """
-        least = distributed.count() * settings.accumulation_steps
-        if settings.batch_size < least:
+        processes, pieces, section = distributed.count(), settings.accumulation_steps, type(settings).__name__.lower()
+        if settings.batch_size < processes * pieces:
             raise InputError(
-                f"{type(settings).__name__.lower()}.batch_size: {settings.batch_size} is less than {least}, an image "
-                f"for each of {distributed.count()} processes in each of {settings.accumulation_steps} accumulation_steps"
+                f"{section}.batch_size: {settings.batch_size} is less than {processes * pieces}, an image for each of "
+                f"{processes} processes in each of {pieces} accumulation_steps"
             )
         self.config, self.settings, self.run = config, settings, run
         self.learning_rate, self.sampling_steps = learning_rate, sampling_steps
