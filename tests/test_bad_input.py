@@ -44,7 +44,7 @@ def finished(tmp_path_factory) -> Path:
     (folder / "other.pt").write_bytes(b"hello")
     torch.save(torch.load(folder / "output/tiny/diffusion-6.pt") | {"format_version": 99}, folder / "future.pt")
     smaller = torch.load(folder / "output/tiny/diffusion-6.pt")
-    smaller["config"]["data"]["image_size"], smaller["config"]["network"]["attention_resolutions"] = 8, []
+    smaller["config"]["data"]["image_size"], smaller["config"]["network"]["attention_resolutions"] = 8, [2]
     torch.save(smaller, folder / "smaller.pt")
     (folder / "broken.yaml").write_text("data: [")
     (folder / "typo.yaml").write_text(config.replace("batch_size", "batch_sise", 1))
@@ -92,15 +92,24 @@ BAD = [
     (f"{TRAIN} --seed 1", "training_state.pt: belongs to another run: seed is 0 there and 1 here"),
     (f"{TRAIN} --num_training_steps 3", "number of training steps is 6 there (6 taken) and 3 here"),
     (f"{TRAIN} --load_model_weights_from_checkpoint nowhere.pt", "nowhere.pt: cannot be read: No such file"),
-    (f"{TRAIN} --load_model_weights_from_checkpoint truncated.pt", "truncated.pt: truncated, or not a checkpoint"),
+    (
+        f"{TRAIN} --load_model_weights_from_checkpoint truncated.pt",
+        "truncated.pt: truncated or damaged, or not a checkpoint",
+    ),
     (
         "train.py --config_path wide.yaml --load_model_weights_from_checkpoint output/tiny/diffusion-6.pt",
         "another model than wide.yaml describes: network.features is 8 there and 12 here",
     ),
     ("distill.py", "the following arguments are required: --config_path, --teacher_model_checkpoint"),
     ("distill.py --config_path tiny.yaml --teacher_model_checkpoint nowhere.pt", "nowhere.pt: cannot be read"),
-    ("distill.py --config_path tiny.yaml --teacher_model_checkpoint truncated.pt", "truncated.pt: truncated, or not"),
-    ("distill.py --config_path tiny.yaml --teacher_model_checkpoint other.pt", "other.pt: truncated, or not a check"),
+    (
+        "distill.py --config_path tiny.yaml --teacher_model_checkpoint truncated.pt",
+        "truncated.pt: truncated or damaged, or not",
+    ),
+    (
+        "distill.py --config_path tiny.yaml --teacher_model_checkpoint other.pt",
+        "other.pt: truncated or damaged, or not a check",
+    ),
     ("distill.py --config_path tiny.yaml --teacher_model_checkpoint future.pt", "future.pt: of format version 99"),
     (
         "distill.py --config_path tiny.yaml --teacher_model_checkpoint output/tiny/training_state.pt",
@@ -134,7 +143,7 @@ BAD = [
     (f"distill.py {TEACH} --output_dir a_file", "a_file: this folder cannot be written"),
     ("sample.py", "one of the arguments --checkpoint --compare is required"),
     ("sample.py --checkpoint nowhere.pt", "nowhere.pt: cannot be read: No such file"),
-    ("sample.py --checkpoint truncated.pt", "truncated.pt: truncated, or not a checkpoint"),
+    ("sample.py --checkpoint truncated.pt", "truncated.pt: truncated or damaged"),
     ("sample.py --checkpoint future.pt", "future.pt: of format version 99; this code reads 1"),
     (f"sample.py --checkpoint {STUDENT} --config_path wide.yaml", "another model than wide.yaml describes"),
     (f"sample.py --checkpoint {STUDENT} --sampling_steps 0", "argument --sampling_steps: should be a whole number"),
@@ -149,7 +158,7 @@ BAD = [
     (f"sample.py --compare {STUDENT}:4 --sampling_steps 4", "--sampling_steps: not with --compare"),
     ("evaluate.py", "the following arguments are required: --config_path, --teacher"),
     (f"{EVALUATE} nowhere.pt", "nowhere.pt: cannot be read: No such file"),
-    (f"{EVALUATE} truncated.pt", "truncated.pt: truncated, or not a checkpoint"),
+    (f"{EVALUATE} truncated.pt", "truncated.pt: truncated or damaged, or not a checkpoint"),
     (f"{EVALUATE} smaller.pt", "another model than tiny.yaml describes: data.image_size is 8 there and 16 here"),
     (f"{EVALUATE} {TEACHER} --students nowhere", "--students nowhere: no students of distill.py there"),
     (f"{EVALUATE} {TEACHER} --students output/tiny", "--students output/tiny: no students of distill.py there"),

@@ -67,7 +67,7 @@ def test_a_damaged_cache_is_named(cache):
     with pytest.raises(InputError, match=rf"{name}: of another architecture or damaged; delete it"):
         load_classifier("shapes", training, test, CPU)
     (cache / name).write_bytes(b"half a fi")
-    with pytest.raises(InputError, match=rf"{name}: truncated, or not a classifier"):
+    with pytest.raises(InputError, match=rf"{name}: truncated or damaged, or not a classifier"):
         load_classifier("shapes", training, test, CPU)
 
 

@@ -140,7 +140,7 @@ def test_broken_states_are_refused(tmp_path):
     path = tmp_path / "training_state.pt"
     state = torch.load(path, weights_only=True)
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"training_state.pt: truncated, or not a training state"):
+    with pytest.raises(InputError, match=r"training_state.pt: truncated or damaged, or not a training state"):
         Run.find(tmp_path, {"a": 1}, 10)
     torch.save(state | {"network": {}}, path)
     with pytest.raises(InputError, match=r"training_state.pt: damaged"):

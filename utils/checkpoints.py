@@ -1,7 +1,6 @@
 """Checkpoints: enough to sample from a model and to teach with it, on any device; nothing in them is executed."""
 
 import hashlib
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ from torch import Tensor
 from models.diffusion import Diffusion
 from models.noise_schedule import SCHEDULES
 from models.unet import UNet
-from utils.config import Config, differences, explain
+from utils.config import Config, Count, NonNegativeInt, Section, differences, explain
 from utils.distributed import by_first
 from utils.errors import InputError
 from utils.files import write_atomically
+from utils.torch_file import read_torch_file, require_like
 
 FORMAT_VERSION = 1
 UNDISTILLED_SAMPLING_STEPS = 1024
@@ -44,6 +44,14 @@ def _what_weights_mean(config: Config) -> dict[str, Any]:
     }
 
 
+class Facts(Section):
+    """What a `diffusion-<step>.pt` holds besides the weights."""
+
+    config: Config
+    step: NonNegativeInt
+    sampling_steps: Count | None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A `diffusion-<step>.pt`. `sampling_steps` is what it was distilled for, None for an undistilled model."""
@@ -69,20 +77,24 @@ class Checkpoint:
         if different:
             raise InputError(f"{self.path}: another model than {config_name} describes: {different[0]}")
 
+    def require_own_weights(self) -> None:
+        """Refuses weights of another architecture than the configuration's, before any memory is taken for it.
+
+        Raises:
+            InputError: naming the first that differs.
+        """
+        try:
+            require_like(self.weights, build_model(self.config, torch.device("meta")).network.state_dict())
+        except ValueError as error:
+            raise InputError(f"{self.path}: its weights do not fit its own configuration: {error}") from error
+
     def model(self, device: torch.device, dropout: float = 0.0) -> Diffusion:
         """The model with the checkpoint's weights, as its own configuration describes it, but for the dropout.
 
         It is in evaluation mode; a `Trainer` puts what it trains into training mode.
-
-        Raises:
-            InputError: the weights are those of another architecture.
         """
         model = build_model(self.config, device, dropout)
-        try:
-            model.network.eval().load_state_dict(self.weights)
-        except RuntimeError as error:
-            problem = str(error).splitlines()[1].strip()
-            raise InputError(f"{self.path}: its weights do not fit its own configuration: {problem:.120}") from error
+        model.network.eval().load_state_dict(self.weights)
         return model
 
 
@@ -101,29 +113,6 @@ def save_checkpoint(
 
 
 @by_first
-def read_file(path: Path, keys: set[str], what: str) -> dict[str, Any]:
-    """A file written by torch.save that is a dictionary of just these keys, read without executing anything.
-
-    Raises:
-        InputError: there is none, it is truncated or something else, or of another format version.
-    """
-    try:
-        with warnings.catch_warnings(action="ignore"):  # what a foreign file makes PyTorch say is said below, in a line
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # whatever a broken file makes the reader say, the file is what is wrong
-        raise InputError(f"{path}: truncated, or not {what} of this project") from error
-    if not isinstance(content, dict) or "format_version" not in content:
-        raise InputError(f"{path}: not {what} of this project")
-    if content["format_version"] != FORMAT_VERSION:
-        raise InputError(f"{path}: of format version {content['format_version']}; this code reads {FORMAT_VERSION}")
-    if content.keys() != keys | {"format_version"}:
-        raise InputError(f"{path}: not {what} of this project")
-    return content
-
-
-@by_first
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `diffusion-<step>.pt`.
 
@@ -131,17 +120,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: the file is missing, truncated, no checkpoint, of another format version, or its contents are off.
     """
     path = Path(path)
-    content = read_file(path, {"config", "step", "sampling_steps", "weights"}, "a checkpoint")
+    content = read_torch_file(path, Facts.model_fields.keys() | {"weights"}, "a checkpoint", FORMAT_VERSION)
     try:
-        config = Config.model_validate(content["config"])
+        facts = Facts.model_validate({key: content[key] for key in Facts.model_fields})
     except ValidationError as error:
-        key, problem = explain(error)
-        raise InputError(f"{path}: the configuration in it is not valid: {key}: {problem}") from error
-    step, sampling_steps, weights = content["step"], content["sampling_steps"], content["weights"]
-    whole = isinstance(step, int) and isinstance(weights, dict) and all(isinstance(w, Tensor) for w in weights.values())
-    if not whole or not (sampling_steps is None or (isinstance(sampling_steps, int) and sampling_steps > 0)):
-        raise InputError(f"{path}: not a checkpoint of this project")
-    return Checkpoint(path, config, step, sampling_steps, weights)
+        raise InputError(f"{path}: what it says of itself is not valid: {': '.join(explain(error, Facts))}") from error
+    checkpoint = Checkpoint(path, facts.config, facts.step, facts.sampling_steps, content["weights"])
+    checkpoint.require_own_weights()
+    return checkpoint
 
 
 @by_first

@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.checkpoints import FORMAT_VERSION, read_file
 from utils.data import Images, to_unit_range
 from utils.distributed import in_turn, is_first
 from utils.errors import InputError
 from utils.files import prepare_folder, write_atomically
 from utils.randomness import seed_of
+from utils.torch_file import read_torch_file, require_like
 
+FORMAT_VERSION = 1
 CACHE = Path("data/cache")
 NUM_FEATURES = 128
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 256, 1e-2  # at least 99% of MNIST's test images, within two minutes on two cores
@@ -108,10 +109,11 @@ def load_classifier(name: str, training: Images, test: Images, device: torch.dev
         classifier = Classifier(images.shape[1], num_classes).to(device, memory_format=torch.channels_last).eval()
     path = CACHE / f"classifier-{name}-{content_hash(images, labels)}.pt"
     if path.exists():
-        content = read_file(path, {"weights", "test_accuracy"}, "a classifier")
+        content = read_torch_file(path, {"weights", "test_accuracy"}, "a classifier", FORMAT_VERSION)
         try:
+            require_like(content["weights"], classifier.state_dict())
             classifier.load_state_dict(content["weights"])
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except ValueError as error:
             raise InputError(
                 f"{path}: of another architecture or damaged; delete it, and it is trained anew"
             ) from error

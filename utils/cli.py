@@ -154,7 +154,11 @@ def run(main: Callable[[], None]) -> None:
 
 
 def leave(exit_code: int, message: str) -> NoReturn:
-    """Ends the process with a line on stderr; of several processes that say the same, one is heard."""
+    """Ends the process with a line on stderr; of several processes that say the same, one is heard.
+
+    What a file made it say is not let loose on the terminal.
+    """
+    message = "".join(letter if letter.isprintable() else "?" for letter in message)
     if distributed.is_said_first(message):
         print(f"{sys.argv[0]}: {message}", file=sys.stderr)
     sys.exit(exit_code)

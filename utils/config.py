@@ -4,12 +4,11 @@ Every key is explained in configs/ddpm_32x32_v_continuous.yaml, whose values are
 """
 
 import difflib
-import re
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,7 +16,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -25,10 +23,15 @@ from pydantic import (
 from models.diffusion import LossWeighting, Prediction
 from utils.distributed import by_first
 from utils.errors import InputError
+from utils.yaml_file import read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(gt=0, le=2**31)]  # what a tensor can have of anything
+Size = Annotated[int, Field(gt=0, le=8192)]  # a wider network would fit nowhere; one of a checkpoint may be a trap
+Sizes = Annotated[list[Size], Field(max_length=12)]
+PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
 Logsnr = Annotated[float, Field(ge=-60, le=60)]  # beyond, exp(logsnr) meets the limits of float32
 
 
@@ -42,9 +45,9 @@ class Data(Section):
     """Which images, and in what form."""
 
     name: Literal["MNIST", "FashionMNIST", "CIFAR10", "folder"]
-    root: str = "data"
-    test_root: str | None = None
-    image_size: PositiveInt
+    root: PathText = "data"
+    test_root: PathText | None = None
+    image_size: Size
     num_channels: Literal[1, 3]
     random_flip: bool = False
 
@@ -52,15 +55,15 @@ class Data(Section):
 class Network(Section):
     """The U-Net: see models/unet.py."""
 
-    features: Annotated[PositiveInt, Field(multiple_of=2)] = 128
-    multipliers: Annotated[list[PositiveInt], Field(min_length=1)] = [1, 2, 2, 2]
-    num_residual_blocks: PositiveInt = 2
-    attention_resolutions: list[PositiveInt] = [16]
-    num_heads: PositiveInt = 1
-    patch_size: PositiveInt = 1
+    features: Annotated[Size, Field(multiple_of=2)] = 128
+    multipliers: Annotated[Sizes, Field(min_length=1)] = [1, 2, 2, 2]
+    num_residual_blocks: Annotated[int, Field(gt=0, le=64)] = 2
+    attention_resolutions: Sizes = [16]
+    num_heads: Size = 1
+    patch_size: Size = 1
     dropout: Decay = 0.1
     time_scale: PositiveFloat = 1000.0
-    num_classes: NonNegativeInt = 0
+    num_classes: Annotated[int, Field(ge=0, le=2**20)] = 0
 
 
 class DiffusionSettings(Section):
@@ -75,21 +78,21 @@ class DiffusionSettings(Section):
 class Optimization(Section):
     """What training and distillation have in common."""
 
-    batch_size: PositiveInt = 128
-    accumulation_steps: PositiveInt = 1
+    batch_size: Count = 128
+    accumulation_steps: Count = 1
     loss_weighting: LossWeighting = "v_mse"
     adam_beta2: Decay = 0.999
     gradient_clipping: PositiveFloat = 1.0
     ema_decay: Decay = 0.9999
-    save_and_sample_every_n: PositiveInt = 1000
+    save_and_sample_every_n: Count = 1000
     checkpoint_every_minutes: PositiveFloat = 10.0
-    log_every_n: PositiveInt = 50
+    log_every_n: Count = 50
 
 
 class Training(Optimization):
     """How train.py trains."""
 
-    num_training_steps: PositiveInt = 10_000
+    num_training_steps: Count = 10_000
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 0
     learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
@@ -106,8 +109,8 @@ def _has_default(value: dict) -> dict:
 
 
 # A value for every student, or one for each number of sampling steps and a default for the others.
-Student = Literal["default"] | PositiveInt
-CountByStudent = Annotated[dict[Student, PositiveInt], BeforeValidator(_as_mapping), AfterValidator(_has_default)]
+Student = Literal["default"] | Count
+CountByStudent = Annotated[dict[Student, Count], BeforeValidator(_as_mapping), AfterValidator(_has_default)]
 RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_as_mapping), AfterValidator(_has_default)]
 
 
@@ -133,9 +136,9 @@ class Sampling(Section):
     sampler: Literal["ddim", "ancestral"] = "ddim"
     variance: Literal["small", "large"] | Fraction = "large"
     clip: bool = False
-    sampling_steps: PositiveInt = 128
-    num_samples: PositiveInt = 64
-    batch_size: PositiveInt = 64
+    sampling_steps: Count = 128
+    num_samples: Count = 64
+    batch_size: Count = 64
 
     @property
     def variance_fraction(self) -> float:
@@ -185,32 +188,8 @@ class Config(Section):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number also without a dot, and a key given twice is an error."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} given twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                seen.add(key.value)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+def _read(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
     if content is None:
         raise InputError(f"{path}: the file is empty; start from a copy of configs/ddpm_32x32_v_continuous.yaml")
     if not isinstance(content, dict):
@@ -218,24 +197,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if value is not None}  # an empty section has its defaults
 
 
-def _keys_at(location: tuple[int | str, ...]) -> list[str]:
-    """The names of the keys beside the one at this place of the configuration."""
-    section: Any = Config
+def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:
+    """The names of the keys beside the one at this place of a section."""
     for name in location[:-1]:
         section = section.model_fields[name].annotation
     return list(section.model_fields)
 
 
-def explain(error: ValidationError) -> tuple[str, str]:
-    """The name of the first wrong key, and what is wrong with it."""
+def explain(error: ValidationError, section: type[Section] = Config) -> tuple[str, str]:
+    """The name of the first wrong key, and what is wrong with it; `section` is what was validated."""
     errors = error.errors()
     # A misspelt key is also a missing one; the spelling says more.
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = first["loc"]
-    name = ".".join(str(part) for part in location if part != "[key]" and "[" not in str(part))
+    name = ".".join(str(part) for part in location if part != "[key]" and "[" not in str(part))[:200]
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _keys_at(location), n=1)
-        return name, "unknown key" + (f", did you mean {close[0]}?" if close else f"; {_keys_text(location)}")
+        keys = _keys_at(location, section)
+        close = difflib.get_close_matches(str(location[-1]), keys, n=1)
+        return name, "unknown key" + (
+            f", did you mean {close[0]}?" if close else f"; the keys here are {', '.join(keys)}"
+        )
     if first["type"] == "missing":
         return name, "missing; it has no default"
     if first["type"] == "value_error":
@@ -245,11 +226,14 @@ def explain(error: ValidationError) -> tuple[str, str]:
         name, _, problem = text.partition(": ")
         return name, problem
     message = first["msg"].replace("Input should be", "should be")
-    return name, f"{message}, not {first['input']!r:.60}"
+    return name, f"{message}, not {_short(first['input'])}"
 
 
-def _keys_text(location: tuple[int | str, ...]) -> str:
-    return f"the keys here are {', '.join(_keys_at(location))}"
+def _short(value: object) -> str:
+    try:
+        return f"{reprlib.repr(value):.60}"
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 @by_first
@@ -264,7 +248,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         InputError: naming the file (or the flag), the key, what is wrong and what would be right.
     """
     path, overrides = Path(path), overrides or {}
-    content = _read_yaml(path)
+    content = _read(path)
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
         if not section:
@@ -293,7 +277,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """What differs between two nested mappings, one sentence for each name."""
     before, now = dict(flatten(there)), dict(flatten(here))
     return [
-        f"{name} is {before.get(name)} there and {now.get(name)} here"
+        f"{name} is {before.get(name)!s:.200} there and {now.get(name)!s:.200} here"
         for name in before | now
         if before.get(name) != now.get(name)
     ]

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and folders that can be written; of several processes, the first writes them."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,20 @@ def append_line(path: Path, line: str) -> None:
             file.write(line + "\n")
     except OSError as error:
         raise _cannot_be_written(path, error) from error
+
+
+def require_regular_file(path: Path) -> None:
+    """Refuses what is no file, such as a folder, or a pipe or device that might never end.
+
+    Raises:
+        InputError: it is not there, or is none.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: cannot be read: {'Is a directory' if stat.S_ISDIR(mode) else 'not a file'}")
 
 
 def _cannot_be_written(path: Path, error: OSError) -> InputError:

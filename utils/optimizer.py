@@ -8,6 +8,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from utils.config import Optimization
+from utils.torch_file import require_like
 
 
 class Optimizer:
@@ -62,14 +63,27 @@ class Optimizer:
     def state_dict(self) -> dict[str, dict]:
         """Everything that continuing needs, but the number of the step."""
         return {
-            "network": self.network.state_dict(),
-            "ema": self.averaged.state_dict(),
-            "optimizer": self.adam.state_dict(),
+            "network": dict(self.network.state_dict()),
+            "ema": dict(self.averaged.state_dict()),
+            "optimizer": self.adam.state_dict()["state"],
         }
 
     def load_state_dict(self, state: dict[str, dict], step: int) -> None:
-        """Takes over a state after so many steps."""
+        """Takes over a state after so many steps.
+
+        Raises:
+            ValueError: it is not the state of such a network, or not whole.
+        """
+        for name, expected in self.state_dict().items():
+            if name != "optimizer":
+                require_like(state[name], expected)
+        parameters = dict(enumerate(self.network.parameters()))
+        if not isinstance(state["optimizer"], dict) or state["optimizer"].keys() != parameters.keys():
+            raise ValueError("not the state of these parameters")
+        for index, parameter in parameters.items():  # the fused Adam would not look
+            moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            require_like(state["optimizer"][index], moments)
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["ema"])
-        self.adam.load_state_dict(state["optimizer"])
+        self.adam.load_state_dict({"state": state["optimizer"], "param_groups": self.adam.state_dict()["param_groups"]})
         self.step = step

@@ -8,18 +8,40 @@ belongs to its step is there; where there is a state, the rest can be made from 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from utils.checkpoints import read_file
-from utils.config import differences
+from pydantic import ValidationError
+
+from utils.config import Count, NonNegativeInt, Section, differences, explain
 from utils.distributed import by_first
 from utils.errors import InputError
 from utils.files import LOCK_NAME, locked
+from utils.torch_file import read_torch_file
 
 STATE_NAME = "training_state.pt"
 CHECKPOINT_NAME = re.compile(r"diffusion-(\d+)\.pt")
-STATE_KEYS = {"identity", "num_steps", "step", "network", "ema", "optimizer", "compute"}
+STATE_VERSION = 2
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", "metrics.jsonl", ".*.tmp", LOCK_NAME)
+
+
+class Computed(Section):
+    """How the last process computed: see utils/compute.py."""
+
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    processes: Count
+
+
+class Header(Section):
+    """What a training state holds besides tensors."""
+
+    identity: dict[str, Any]
+    num_steps: Count
+    step: NonNegativeInt
+    compute: Computed
+
+
+STATE_KEYS = Header.model_fields.keys() | {"network", "ema", "optimizer"}
 
 
 @dataclass
@@ -53,7 +75,11 @@ class Run:
             for checkpoint in [] if restart else folder.glob("diffusion-*.pt"):
                 raise InputError(f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}; --restart deletes it")
             return cls(folder, identity, num_steps, None)
-        state = read_file(path, STATE_KEYS, "a training state")
+        state = read_torch_file(path, STATE_KEYS, "a training state", STATE_VERSION)
+        try:
+            Header.model_validate({key: state[key] for key in Header.model_fields})
+        except ValidationError as error:
+            raise InputError(f"{path}: damaged: {': '.join(explain(error, Header))}; --restart begins anew") from error
         for difference in differences(state["identity"], identity):
             raise InputError(f"{path}: belongs to another run: {difference}; --restart begins anew")
         grows = may_grow and state["step"] == state["num_steps"] < num_steps

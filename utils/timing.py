@@ -8,7 +8,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from utils.distributed import by_first
 
@@ -38,14 +40,25 @@ class Stopwatch:
         return taken
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a machine that lost its power may have left half of one, or none of the file."""
+    lines = []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with suppress(ValueError, KeyError, TypeError):
+            line = json.loads(text)
+            line["step"] + 0  # every line is about one
+            lines.append(line)
+    return lines
+
+
 @by_first
 def table(folders: Iterable[Path]) -> str:
     """What the runs in these folders took, in seconds: a line each, and their sum."""
     rows = {}
     for folder in folders:
         rows[str(folder)] = spent = Counter()
-        for line in (folder / "metrics.jsonl").read_text().splitlines():
-            spent.update(json.loads(line).get("seconds", {}))
+        for line in read_metrics(folder / "metrics.jsonl"):
+            spent.update(line.get("seconds", {}))
     rows["in all"] = sum(rows.values(), Counter())
     width = max(map(len, rows))
     lines = [f"{'seconds':<{width}}" + "".join(f"{part:>13}" for part in (*PARTS, "in all"))]

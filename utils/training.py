@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from models.diffusion import Diffusion
 from utils import distributed
-from utils.checkpoints import FORMAT_VERSION, save_checkpoint
+from utils.checkpoints import save_checkpoint
 from utils.compute import Compute
 from utils.config import Config, Optimization
 from utils.distributed import by_first
@@ -24,9 +24,9 @@ from utils.interruption import Interrupted, SignalWatch
 from utils.optimizer import Optimizer
 from utils.pictures import grid, save_picture
 from utils.randomness import seed_of
-from utils.run import Run, exists
+from utils.run import STATE_VERSION, Run, exists
 from utils.sampling import draw_samples
-from utils.timing import Stopwatch
+from utils.timing import Stopwatch, read_metrics
 
 MOST_SKIPPED_IN_A_ROW = 10
 
@@ -86,8 +86,8 @@ class Trainer:
     def _continue_from(self, state: dict[str, Any]) -> None:
         try:
             self.optimizer.load_state_dict(state, state["step"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.run.state_path}: damaged; --restart begins anew") from error
+        except ValueError as error:
+            raise InputError(f"{self.run.state_path}: damaged: {error}; --restart begins anew") from error
         self.saved_step = state["step"]
 
     @property
@@ -201,8 +201,7 @@ class Trainer:
         """A run that continues from a step writes the lines after it again."""
         path = self.run.folder / "metrics.jsonl"
         if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
             write_atomically(path, lambda file: file.write("".join(kept).encode()))
 
     def _save(self) -> None:
@@ -232,7 +231,7 @@ class Trainer:
         if self.saved_step == self.step:  # by the process that this one continues, or for the minutes that had passed
             return
         state = {
-            "format_version": FORMAT_VERSION,
+            "format_version": STATE_VERSION,
             "identity": self.run.identity,
             "num_steps": self.run.num_steps,
             "step": self.step,
