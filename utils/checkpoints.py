@@ -1,6 +1,7 @@
 """Checkpoints: enough to sample from a model and to teach with it, on any device; nothing in them is executed."""
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ def build_model(config: Config, device: torch.device, dropout: float | None = No
     settings = config.network.model_dump()
     if dropout is not None:
         settings["dropout"] = dropout
-    network = UNet(image_size=config.data.image_size, num_channels=config.data.num_channels, **settings)
+    # The weights are drawn on the CPU, so as to be the same for every device; on the meta device there are none.
+    with device if device.type == "meta" else nullcontext():
+        network = UNet(image_size=config.data.image_size, num_channels=config.data.num_channels, **settings)
     diffusion = config.diffusion
     schedule = SCHEDULES[diffusion.schedule](diffusion.logsnr_min, diffusion.logsnr_max)
     # Channels last is the layout that convolutions compute in.

@@ -30,7 +30,6 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**31)]  # what a tensor can have of anything
 Size = Annotated[int, Field(gt=0, le=8192)]  # a wider network would fit nowhere; one of a checkpoint may be a trap
-Sizes = Annotated[list[Size], Field(max_length=12)]
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
 Logsnr = Annotated[float, Field(ge=-60, le=60)]  # beyond, exp(logsnr) meets the limits of float32
 
@@ -56,9 +55,9 @@ class Network(Section):
     """The U-Net: see models/unet.py."""
 
     features: Annotated[Size, Field(multiple_of=2)] = 128
-    multipliers: Annotated[Sizes, Field(min_length=1)] = [1, 2, 2, 2]
+    multipliers: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1, max_length=12)] = [1, 2, 2, 2]
     num_residual_blocks: Annotated[int, Field(gt=0, le=64)] = 2
-    attention_resolutions: Sizes = [16]
+    attention_resolutions: Annotated[list[Size], Field(max_length=12)] = [16]
     num_heads: Size = 1
     patch_size: Size = 1
     dropout: Decay = 0.1

@@ -24,9 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from utils.errors import InputError
 
-# Who does not answer within a step for so long has died; the end of a process on the same machine is noticed at once.
-STEP_TIMEOUT = timedelta(seconds=60)
-# One process may fetch data, write a checkpoint, or compile, while the others wait.
+# The end of a process is noticed at once, that of a machine when it has not answered within a step for so long.
+STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
+# One process may fetch data, or write a checkpoint, while the others wait.
 LONGEST_WAIT = timedelta(hours=1)
 
 P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
@@ -114,11 +114,11 @@ def all_of(value: T) -> list[T]:
     return values
 
 
-def largest(*numbers: int) -> list[int]:
-    """The largest that any process says, for each number."""
+def largest(*numbers: int, timeout: timedelta = STEP_TIMEOUT) -> list[int]:
+    """The largest that any process says, for each number; asked after each step."""
     found = torch.tensor(numbers)
     if _shared():
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_step_group("gloo", timeout))
     return found.tolist()
 
 
@@ -203,15 +203,15 @@ def own_pieces(size: int, pieces: int) -> list[slice]:
 
 
 @cache
-def _gradient_group(backend: str) -> dist.ProcessGroup:
-    return dist.new_group(backend=backend, timeout=STEP_TIMEOUT)
+def _step_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
+    return dist.new_group(backend=backend, timeout=timeout)
 
 
-def parallel(network: nn.Module, device: torch.device) -> nn.Module:
+def parallel(network: nn.Module, device: torch.device, timeout: timedelta = STEP_TIMEOUT) -> nn.Module:
     """The network, whose gradients will be the means of all processes'."""
     if count() == 1:
         return network
-    group = _gradient_group("nccl" if device.type == "cuda" else "gloo")
+    group = _step_group("nccl" if device.type == "cuda" else "gloo", timeout)
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, process_group=group, gradient_as_bucket_view=True)
 

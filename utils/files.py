@@ -35,14 +35,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _flush_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        # torch.save says what the disk said only in the context of its own error.
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
-            raise
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _cannot_be_written(path, reason) from error
+        # torch.save says what the disk said only in the context of its own error.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, OSError | RuntimeError) and isinstance(reason, OSError):
+            raise _cannot_be_written(path, reason) from error
+        raise
 
 
 @by_first

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from utils.config import Count, NonNegativeInt, Section, differences, explain
 from utils.distributed import by_first
@@ -39,6 +39,13 @@ class Header(Section):
     num_steps: Count
     step: NonNegativeInt
     compute: Computed
+
+    @model_validator(mode="after")
+    def is_within_the_run(self) -> "Header":
+        """No more steps have been taken than there are."""
+        if self.step > self.num_steps:
+            raise ValueError(f"step: {self.step} of {self.num_steps}")
+        return self
 
 
 STATE_KEYS = Header.model_fields.keys() | {"network", "ema", "optimizer"}

@@ -81,7 +81,8 @@ class Trainer:
         if run.state:
             self._continue_from(run.state)
             run.state = None  # it may be large
-        self.model = replace(model, network=distributed.parallel(self.network, compute.device))
+        self.patience = distributed.COMPILATION_TIMEOUT if compute.compiles else distributed.STEP_TIMEOUT
+        self.model = replace(model, network=distributed.parallel(self.network, compute.device, self.patience))
 
     def _continue_from(self, state: dict[str, Any]) -> None:
         try:
@@ -121,7 +122,7 @@ class Trainer:
                 self.stopwatch.lap(part)
                 part = "steps"
                 minutes_passed = time.monotonic() - self.saved_at >= 60 * self.settings.checkpoint_every_minutes
-                signum, must_save = distributed.largest(watch.received or 0, minutes_passed)
+                signum, must_save = distributed.largest(watch.received or 0, minutes_passed, timeout=self.patience)
                 if signum or must_save:
                     self._save_between()
                 if signum:
