@@ -68,7 +68,7 @@ class Dropout(nn.Module):
         table = torch.randint(-(2**31), 2**31, (2, height, width, channels), dtype=torch.int32, device=h.device)
         a, c = table.permute(0, 3, 1, 2)  # channels last, as h
         keep = torch.addcmul(c, a, place[:, None, None, None]) >= round((self.probability - 0.5) * 2**32)
-        return h * keep / (1 - self.probability)
+        return h * (keep / (1 - self.probability)).to(h.dtype)
 
 
 def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ _acts_alone = False  # while what only some of the processes do is being done
 def joined() -> Iterator[None]:
     """Inside, the processes that torchrun started are connected, and only the first one's output is seen."""
     global _store
-    if "WORLD_SIZE" not in os.environ:
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         yield
         return
     store, rank, world_size = next(dist.rendezvous("env://"))
