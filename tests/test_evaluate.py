@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, call
+from conftest import ROOT, TINY, call, run_in_processes
 from PIL import Image
 from torchvision.datasets import MNIST
 
@@ -85,6 +85,20 @@ def test_without_numbers_of_steps_the_powers_of_two_that_tell_something(lesson, 
     assert steps == [2**k for k in range(len(steps) - 1, -1, -1)] and steps[0] == search["steps"]
     assert all(distance < 0.01 for n, distance in search["distances"].items() if int(n) >= steps[0])
     assert "ancestral" not in capsys.readouterr().out
+
+
+def test_two_processes_find_what_one_finds(lesson, monkeypatch):
+    """And to the last digit: all metrics see the same features in the same order."""
+    monkeypatch.chdir(lesson)
+    flags = [*STUDENTS, "--sampling_steps", 2, 4, "--samplers", "ddim", "--batch_size", 16]
+    assert call(*COMMAND, *flags, "--output_dir", "one") == 0
+    process = run_in_processes(2, *COMMAND, *flags, "--output_dir", "two", cwd=lesson)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    one, two = (json.loads(Path(folder, "results.json").read_text())["evaluations"] for folder in ("one", "two"))
+    for entry in (*one, *two):
+        entry.pop("seconds_per_picture", None)
+    assert one == two
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -172,6 +172,16 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, bad):
     assert trainer.optimizer.adam.state_dict()["state"][0]["step"] == 38
 
 
+def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(tmp_path):
+    """Another process, which has another share, sees the gradient only; both must skip the same steps."""
+    trainer = make_trainer(tmp_path, num_steps=3)
+    for step in trainer.steps("test"):
+        weight = trainer.model.network.weight
+        before = weight.item()
+        step_down(trainer, weight + (math.inf if step == 1 else 0.0))
+        assert (weight.item() == before) == (step == 1)
+
+
 def test_ten_skipped_steps_in_a_row_stop_the_run_and_the_last_checkpoint_stands(tmp_path):
     trainer = make_trainer(tmp_path)
     with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row"):
