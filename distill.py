@@ -25,7 +25,7 @@ from utils.errors import InputError
 from utils.files import prepare_folder
 from utils.run import Run, delete_run, student_folders
 from utils.timing import Stopwatch, table
-from utils.training import Trainer
+from utils.training import Trainer, require_enough_images
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -160,6 +160,8 @@ def main() -> None:
     stopwatch = Stopwatch()
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
+    settings = config.distillation
+    require_enough_images(settings)
     students = halvings(arguments.initial_sampling_steps, arguments.distillation_iterations)
     device = cli.choose_device(arguments.device)
     teacher = load_checkpoint(arguments.teacher_model_checkpoint)
@@ -167,7 +169,6 @@ def main() -> None:
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
     if not arguments.restart:
         check_folder(folder, students)
-    settings = config.distillation
     passes = DISTILLATION * settings.batch_size * sum(map(settings.num_training_steps, students))
     data = None  # until there is something to do
 

@@ -19,7 +19,7 @@ from utils.config import Training, load_config
 from utils.data import load_data
 from utils.run import Run, delete_run
 from utils.timing import Stopwatch, table
-from utils.training import Trainer
+from utils.training import Trainer, require_enough_images
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,6 +49,7 @@ def main() -> None:
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.training
+    require_enough_images(settings)
     device = cli.choose_device(arguments.device)
     folder = Path(arguments.output_dir or Path("output", Path(arguments.config_path).stem))
     initial = arguments.load_model_weights_from_checkpoint

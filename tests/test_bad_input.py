@@ -50,6 +50,7 @@ def finished(tmp_path_factory) -> Path:
     (folder / "typo.yaml").write_text(config.replace("batch_size", "batch_sise", 1))
     (folder / "odd.yaml").write_text(config.replace("image_size: 16", "image_size: 15"))
     (folder / "wide.yaml").write_text(config.replace("features: 8", "features: 12"))
+    (folder / "pieces.yaml").write_text(config.replace("batch_size: 8", "batch_size: 8, accumulation_steps: 9"))
     (folder / "eps.yaml").write_text(config + "diffusion: {prediction: eps}")
     (folder / "linear.yaml").write_text(config + "diffusion: {schedule: linear}")
     (folder / "range.yaml").write_text(config + "diffusion: {logsnr_max: 10.0}")
@@ -90,6 +91,10 @@ BAD = [
     (f"{TRAIN} --output_dir a_file/deeper", "a_file/deeper: this folder cannot be written: "),
     (f"{TRAIN} --batch_size 4", "training_state.pt: belongs to another run: training.batch_size is 8 there and 4 here"),
     (f"{TRAIN} --seed 1", "training_state.pt: belongs to another run: seed is 0 there and 1 here"),
+    (
+        f"{TRAIN} --restart --config_path pieces.yaml",
+        "training.batch_size: 8 is less than 9, an image for each of 1 proc",
+    ),
     (f"{TRAIN} --num_training_steps 3", "number of training steps is 6 there (6 taken) and 3 here"),
     (f"{TRAIN} --load_model_weights_from_checkpoint nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     (

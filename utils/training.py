@@ -31,6 +31,20 @@ from utils.timing import Stopwatch, read_metrics
 MOST_SKIPPED_IN_A_ROW = 10
 
 
+def require_enough_images(settings: Optimization) -> None:
+    """Refuses a batch that cannot be shared out.
+
+    Raises:
+        InputError: there would be processes without an image.
+    """
+    processes, pieces, section = distributed.count(), settings.accumulation_steps, type(settings).__name__.lower()
+    if settings.batch_size < processes * pieces:
+        raise InputError(
+            f"{section}.batch_size: {settings.batch_size} is less than {processes * pieces}, an image for each of "
+            f"{processes} processes in each of {pieces} accumulation_steps"
+        )
+
+
 class Trainer:
     """Takes the steps of one run, in as many processes as there are:
 
@@ -64,14 +78,8 @@ class Trainer:
             compute: how the model computes; kept with the state.
 
         Raises:
-            InputError: the state does not fit, or the batch is too small to be shared out.
+            InputError: the state does not fit.
         """
-        processes, pieces, section = distributed.count(), settings.accumulation_steps, type(settings).__name__.lower()
-        if settings.batch_size < processes * pieces:
-            raise InputError(
-                f"{section}.batch_size: {settings.batch_size} is less than {processes * pieces}, an image for each of "
-                f"{processes} processes in each of {pieces} accumulation_steps"
-            )
         self.config, self.settings, self.run = config, settings, run
         self.learning_rate, self.sampling_steps = learning_rate, sampling_steps
         self.compute, self.stopwatch = compute, stopwatch
