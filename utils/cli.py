@@ -167,7 +167,8 @@ def leave(exit_code: int, message: str) -> NoReturn:
 def explain_runtime_error(error: RuntimeError) -> tuple[int, str] | None:
     """Exit code and line for those of PyTorch's errors that are no bug."""
     if distributed.is_loss_of_another(error):
-        return 1, "error: another process of this run has ended; the same command goes on from the last checkpoint"
+        what = "another process of this run has ended, or no longer answers"
+        return 1, f"error: {what}; the same command goes on from the last checkpoint"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return 2, (
             "error: out of memory; less is needed with a smaller batch_size, more accumulation_steps, which train "
