@@ -48,7 +48,7 @@ MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
+    parser.add_config_path()
     parser.add_argument(
         "--batch_size",
         type=cli.positive_int,

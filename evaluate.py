@@ -37,7 +37,7 @@ MOST_ANCESTRAL_STEPS = 64  # by default; at more, the ancestral sampler only cos
 def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
+    parser.add_config_path()
     parser.add_argument(
         "--teacher", required=True, type=Path, metavar="CHECKPOINT", help="its diffusion-<step>.pt; required"
     )

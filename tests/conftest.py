@@ -56,6 +56,12 @@ def run_in_processes(count: int, script: str | Path, *arguments: object, **optio
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Waits for the end of a process: its exit code, output and errors."""
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
 def call(script: str, *arguments: object) -> int:
     """Runs a script in this process, which saves the seconds that importing PyTorch takes; its exit code."""
     sys.argv = [script, *map(str, arguments)]

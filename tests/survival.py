@@ -16,10 +16,12 @@ from conftest import ROOT, TINY, call
 from mutations import mutate
 
 from utils.checkpoints import build_model
+from utils.compute import Compute
 from utils.config import Config, load_config
 from utils.errors import InputError
-from utils.optimizer import Optimizer
 from utils.run import Run
+from utils.timing import Stopwatch
+from utils.training import Trainer
 
 SECONDS, BYTES = 10, 2 * 2**30
 CHECKPOINT = "output/tiny/diffusion-2.pt"
@@ -49,13 +51,18 @@ def sample_it(checkpoint: str, *flags: object) -> tuple[int, str]:
 
 def continue_it(config: Config) -> tuple[int, str]:
     """What train.py does with a training state before the first step."""
+    device = torch.device("cpu")
     try:
-        state = Run.find(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2).state
-        optimizer = Optimizer(build_model(config, torch.device("cpu")).network, config.training)
-        try:
-            optimizer.load_state_dict(state, state["step"])
-        except ValueError as error:  # which the trainer says as an InputError
-            raise InputError(str(error)) from error
+        Trainer(
+            build_model(config, device),
+            config,
+            config.training,
+            Run.find(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2),
+            learning_rate=lambda step: 0.0,
+            sampling_steps=None,
+            compute=Compute(device, "fp32", compile=False),
+            stopwatch=Stopwatch(),
+        )
     except InputError as error:
         return 2, f"error: {error}\n"
     return 0, ""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, call, run_in_processes
+from conftest import ROOT, TINY, call, finish, run_in_processes
 
 from utils import distributed
 
@@ -30,11 +30,6 @@ def lesson(tmp_path_factory) -> Path:
     )
     assert call("train.py", "--config_path", folder / "tiny.yaml", "--output_dir", folder / "one", *FLAGS) == 0
     return folder
-
-
-def finish(process) -> tuple[int, str, str]:
-    output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors
 
 
 def state_of(folder: Path) -> dict:

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, call, run_in_processes
+from conftest import ROOT, TINY, call, finish, run_in_processes
 from PIL import Image
 from torchvision.datasets import MNIST
 
@@ -92,9 +92,8 @@ def test_two_processes_find_what_one_finds(lesson, monkeypatch):
     monkeypatch.chdir(lesson)
     flags = [*STUDENTS, "--sampling_steps", 2, 4, "--samplers", "ddim", "--batch_size", 32]
     assert call(*COMMAND, *flags, "--output_dir", "one") == 0
-    process = run_in_processes(2, *COMMAND, *flags, "--output_dir", "two", cwd=lesson)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    code, _, errors = finish(run_in_processes(2, *COMMAND, *flags, "--output_dir", "two", cwd=lesson))
+    assert code == 0, errors
     one, two = (json.loads(Path(folder, "results.json").read_text())["evaluations"] for folder in ("one", "two"))
     for entry in (*one, *two):
         entry.pop("seconds_per_picture", None)

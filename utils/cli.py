@@ -32,9 +32,13 @@ class Parser(argparse.ArgumentParser):
             flag, dest=CONFIG_KEY + key, type=kind, metavar="N", help=f"{help} (default: the config's {key})"
         )
 
+    def add_config_path(self) -> None:
+        """The flag that names the lesson."""
+        self.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
+
     def add_run_arguments(self, section: str, output_dir: str) -> None:
         """The flags of a script that trains as a section of the configuration says."""
-        self.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
+        self.add_config_path()
         self.add_argument("--output_dir", metavar="FOLDER", help=f"where everything is written (default: {output_dir})")
         self.add_override("--batch_size", f"{section}.batch_size", int, "images a step")
         every = f"{section}.save_and_sample_every_n"

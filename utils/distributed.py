@@ -124,10 +124,10 @@ def largest(*numbers: int, timeout: timedelta = STEP_TIMEOUT) -> list[int]:
 
 def total(numbers: Tensor) -> list[float]:
     """The sum over all processes, for each number [N]."""
-    numbers = numbers.cpu()
+    found = numbers.to("cpu", copy=True)  # what is given stays as it is
     if _shared():
-        dist.all_reduce(numbers)
-    return numbers.tolist()
+        dist.all_reduce(found)
+    return found.tolist()
 
 
 def by_first(act: Callable[P, R]) -> Callable[P, R]:

@@ -19,7 +19,7 @@ from utils.distributed import all_of, num_rounds, shared_out
 from utils.metrics import Extractor, Features, QualityMetrics
 from utils.randomness import seed_of
 from utils.results import Results
-from utils.sampling import batches_of, draw_batch
+from utils.sampling import batches_of, draw_all, draw_batch
 
 NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
 SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
@@ -166,9 +166,7 @@ class Evaluation:
 
     def _first_pictures(self, candidate: Candidate) -> Tensor:
         """The first `NUM_COMPARED` pictures, on the CPU, in every process."""
-        draw = self._sampler(candidate)
-        batches = batches_of(NUM_COMPARED, self.batch_size)
-        return torch.cat(list(shared_out(batches, lambda indices: draw(indices).cpu())))
+        return draw_all(self._sampler(candidate), NUM_COMPARED, self.batch_size)
 
     def _extract(self, count: int, images_of: Callable[[range], Tensor]) -> Iterator[Features]:
         """The features of so many images; `images_of` gives those of a batch, as uint8 [B, C, H, W]."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,6 +54,11 @@ def draw_batch(
     return x.clamp(-1, 1)
 
 
+def draw_all(draw: Callable[[range], Tensor], count: int, batch_size: int) -> Tensor:
+    """What `draw` makes of the indices of so many samples, as one [N, C, H, W] on the CPU, in every process."""
+    return torch.cat(list(shared_out(batches_of(count, batch_size), lambda indices: draw(indices).cpu())))
+
+
 def draw_samples(
     model: Diffusion,
     config: Config,
@@ -63,9 +69,8 @@ def draw_samples(
     device: torch.device,
 ) -> Tensor:
     """The first `count` samples as one [N, C, H, W] on the CPU, in every process; with a bar."""
-    batches = batches_of(count, config.sampling.batch_size)
-    total = num_rounds(len(batches)) * sampling_steps
+    batch_size = config.sampling.batch_size
+    total = num_rounds(len(batches_of(count, batch_size))) * sampling_steps
     with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False, disable=not is_first()) as bar:
         options = {"sampling_steps": sampling_steps, "seed": seed, "device": device, "tick": bar.update}
-        drawn = shared_out(batches, lambda indices: draw_batch(model, config, indices, **options).cpu())
-        return torch.cat(list(drawn))
+        return draw_all(partial(draw_batch, model, config, **options), count, batch_size)
