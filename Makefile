@@ -3,7 +3,7 @@
 # make evaluate  measures them all: FID and more against the number of steps, with a figure; an hour at most
 # make test      lint, then all tests
 # make stress    what takes half an hour: 70 kills, 10,000 mutated files
-# make lint      ruff: style and format
+# make lint      style and format (ruff), and that imports only look down (import-linter)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,7 +24,7 @@ lesson: $(PICTURE)
 	@echo "The lesson is done. Its pictures:"
 	@echo "  $(PICTURE)   teacher at 1024 steps | teacher at 8 | student at 8, from the same noise"
 	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
-	@$(BIN)/python -m utils.timing output/$(NAME) $$(ls -d $(STUDENTS)/* | sort -V)
+	@$(BIN)/python -m utils.training.log output/$(NAME) $$(ls -d $(STUDENTS)/* | sort -V)
 
 further: $(FURTHER_PICTURE)
 	@echo "  $(FURTHER_PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
@@ -41,6 +41,7 @@ stress: .venv/tests-installed
 lint: .venv/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 $(TEACHER): | .venv/installed
 	$(BIN)/python train.py --config_path $(CONFIG)

@@ -30,7 +30,7 @@ from utils import cli
 from utils.checkpoints import build_model
 from utils.compute import DISTILLATION, FORWARD, TRAINING, Compute, forward_flop
 from utils.config import Config, Optimization, load_config
-from utils.optimizer import Optimizer
+from utils.training.trainer import Trainer
 
 NUM_STEPS = 8  # of the sampler, and of the student; they take the same time at any number
 LEARNING_RATE = 1e-5
@@ -49,15 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
-    parser.add_argument(
-        "--batch_size",
-        type=cli.positive_int,
-        metavar="N",
-        help="images a step (default: the config's, of training, distillation and sampling)",
-    )
-    parser.add_argument(
-        "--rounds", type=cli.positive_int, default=15, metavar="N", help="of all measurements in turn (default: 15)"
-    )
+    parser.add_count("--batch_size", "images a step", "the config's, of training, distillation and sampling")
+    parser.add_count("--rounds", "of all measurements in turn", 15)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_compute_arguments()
     return parser.parse_args()
@@ -76,36 +69,24 @@ class Batch:
         self.logsnr = torch.zeros(batch_size, device=device)
 
 
-class PlainOptimizer:
-    """Adam, clipped gradients and an average of the weights, as most would write them."""
+class PlainTrainer:
+    """A training step with Adam, clipped gradients and an average of the weights, as most would write it."""
 
-    def __init__(self, network: torch.nn.Module, settings: Optimization):
-        self.network, self.decay = network, settings.ema_decay
-        self.adam = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-        self.ema = [parameter.detach().clone() for parameter in network.parameters()]
+    def __init__(self, model: Diffusion, settings: Optimization):
+        self.model, self.decay = model, settings.ema_decay
+        self.network = model.network.train()
+        self.adam = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
+        self.ema = [parameter.detach().clone() for parameter in self.network.parameters()]
 
-    def backward(self, loss: Tensor) -> None:
-        """The gradient of the loss."""
+    def take_step(self, losses_of: Callable[..., Tensor], *batch: Tensor | None) -> None:
+        """One step down the gradient of the mean loss of a batch."""
         self.adam.zero_grad()
-        loss.backward()
-
-    def update(self, _: float) -> None:
-        """One step down the gradient."""
+        losses_of(*batch).mean().backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.adam.step()
         with torch.no_grad():
             for average, parameter in zip(self.ema, self.network.parameters(), strict=True):
                 average.mul_(self.decay).add_(parameter, alpha=1 - self.decay)
-
-
-def step_of(optimizer: Optimizer | PlainOptimizer, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """A step down the gradient of the mean of a loss."""
-
-    def step() -> None:
-        optimizer.backward(loss().mean())
-        optimizer.update(LEARNING_RATE)
-
-    return step
 
 
 @dataclass
@@ -129,28 +110,34 @@ class Contender:
             model.network.to(memory_format=torch.contiguous_format)
         return model
 
-    def learner(self, dropout: float, settings: Optimization) -> tuple[Diffusion, Optimizer | PlainOptimizer]:
-        """A model to be trained, and what trains it."""
-        model = self.compute.for_training(self.model(dropout))
-        model.network.train()
-        return model, (PlainOptimizer if self.plain else Optimizer)(model.network, settings)
+    def trainer(self, dropout: float, settings: Optimization, batch_size: int) -> Trainer | PlainTrainer:
+        """A model to be trained on batches of this size, and what trains it."""
+        model = self.model(dropout)
+        if self.plain:
+            return PlainTrainer(model, settings)
+        settings = settings.model_copy(update={"batch_size": batch_size, "accumulation_steps": 1})
+        return Trainer(model, settings, self.compute, learning_rate=lambda _: LEARNING_RATE, seed=(0, None))
 
     def training_step(self, b: Batch) -> Callable[[], object]:
         """As in train.py."""
         settings = self.config.training
-        model, optimizer = self.learner(self.config.network.dropout, settings)
-        loss = partial(training_loss, model, b.x, b.eps, b.t, settings.loss_weighting, b.label)
-        return step_of(optimizer, loss)
+        trainer = self.trainer(self.config.network.dropout, settings, len(b.x))
+
+        def losses(x: Tensor, eps: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+            return training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
+
+        return partial(trainer.take_step, losses, b.x, b.eps, b.t, b.label)
 
     def distillation_step(self, b: Batch) -> Callable[[], object]:
         """As in distill.py."""
         settings = self.config.distillation
-        student, optimizer = self.learner(0.0, settings)
+        trainer = self.trainer(0.0, settings, len(b.x))
         teacher = self.compute.for_inference(self.model(0.0), len(b.x))
-        loss = partial(
-            distillation_loss, student, teacher, b.x, b.eps, b.i, NUM_STEPS, settings.loss_weighting, b.label
-        )
-        return step_of(optimizer, loss)
+
+        def losses(x: Tensor, eps: Tensor, i: Tensor, label: Tensor | None) -> Tensor:
+            return distillation_loss(trainer.model, teacher, x, eps, i, NUM_STEPS, settings.loss_weighting, label)
+
+        return partial(trainer.take_step, losses, b.x, b.eps, b.i, b.label)
 
     def sampler_steps(self, b: Batch) -> Callable[[], object]:
         """As in sample.py: `NUM_STEPS` of them."""

@@ -11,9 +11,7 @@ an interrupted evaluation continues with the same command.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -22,15 +20,15 @@ from utils.checkpoints import load_checkpoint
 from utils.compute import FORWARD, Compute
 from utils.config import Config, load_config
 from utils.data import load_images
-from utils.distributed import is_first
 from utils.errors import InputError
-from utils.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
-from utils.figure import draw_figure
+from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
+from utils.evaluation.metrics import EXTRACTORS
+from utils.evaluation.report import COLUMNS, cells_of, draw_figure, line_of
+from utils.evaluation.results import Results
 from utils.files import prepare_folder
-from utils.metrics import EXTRACTORS
-from utils.results import Results
-from utils.run import latest_checkpoint, student_folders
+from utils.training.run import latest_checkpoint, student_folders
 
+SAMPLERS = ["ddim", "ancestral"]
 MOST_ANCESTRAL_STEPS = 64  # by default; at more, the ancestral sampler only costs more time
 
 
@@ -38,64 +36,35 @@ def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
-    parser.add_argument(
-        "--teacher", required=True, type=Path, metavar="CHECKPOINT", help="its diffusion-<step>.pt; required"
-    )
-    parser.add_argument(
-        "--students",
-        type=Path,
-        metavar="FOLDER",
-        help="where distill.py wrote the students; the latest checkpoint of each is taken (default: no students)",
-    )
-    parser.add_argument(
-        "--num_samples",
-        type=cli.positive_int,
-        default=5000,
-        metavar="N",
-        help="pictures a row; only rows with the same number can be compared (default: 5000)",
-    )
-    parser.add_argument(
-        "--sampling_steps",
-        type=cli.positive_int,
-        nargs="+",
-        metavar="N",
-        help="numbers of steps to look at (default: powers of two, for DDIM and the students up to the fewest that "
-        f"give the same pictures as 1024, for the ancestral sampler up to {MOST_ANCESTRAL_STEPS})",
-    )
-    parser.add_argument(
-        "--samplers",
-        type=lambda text: text.split(","),
-        default=["ddim", "ancestral"],
-        metavar="NAMES",
-        help="of the teacher: ddim,ancestral or one of them (default: both); students are sampled by DDIM",
-    )
-    parser.add_argument(
-        "--features",
-        choices=list(EXTRACTORS),
-        default="classifier",
-        help="what pictures are compared by: a small classifier of this data set, trained at the first use, or the "
-        "usual Inception, which needs torch-fidelity and a network (default: classifier)",
-    )
-    parser.add_argument(
-        "--batch_size", type=cli.positive_int, default=250, metavar="N", help="pictures drawn at once (default: 250)"
-    )
+    help = "its diffusion-<step>.pt; required"
+    parser.add_argument("--teacher", required=True, type=Path, metavar="CHECKPOINT", help=help)
+    help = "where distill.py wrote the students; the latest checkpoint of each is taken (default: no students)"
+    parser.add_argument("--students", type=Path, metavar="FOLDER", help=help)
+    parser.add_count("--num_samples", "pictures a row; only rows with the same number can be compared", 5000)
+    powers = "powers of two, for DDIM and the students up to the fewest that give the same pictures as 1024, "
+    powers += f"for the ancestral sampler up to {MOST_ANCESTRAL_STEPS}"
+    parser.add_count("--sampling_steps", "numbers of steps to look at", powers, nargs="+")
+    help = "of the teacher: ddim,ancestral or one of them (default: both); students are sampled by DDIM"
+    parser.add_argument("--samplers", type=samplers, default=SAMPLERS, metavar="NAMES", help=help)
+    help = "what pictures are compared by: a small classifier of this data set, trained at the first use, or the usual "
+    help += "Inception, which needs torch-fidelity and a network (default: classifier)"
+    parser.add_argument("--features", choices=list(EXTRACTORS), default="classifier", help=help)
+    parser.add_count("--batch_size", "pictures drawn at once", 250)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        metavar="FOLDER",
-        help="where results.json and fid.png go (default: output/evaluation/<name of the config>)",
-    )
+    help = "where results.json and fid.png go (default: output/evaluation/<name of the config>)"
+    parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help=help)
     parser.add_compute_arguments()
     arguments = parser.parse_args()
-    for name in arguments.samplers:
-        if name not in ("ddim", "ancestral"):
-            raise InputError(
-                f"--samplers: should be ddim, ancestral or ddim,ancestral, not {','.join(arguments.samplers)}"
-            )
     if arguments.num_samples < 2:
         raise InputError("--num_samples: should be at least 2; below some thousands, FID says little")
     return arguments
+
+
+def samplers(text: str) -> list[str]:
+    """Names of samplers between commas, for argparse."""
+    if not set(text.split(",")) <= set(SAMPLERS):
+        raise argparse.ArgumentTypeError(f"should be ddim, ancestral or ddim,ancestral, not {text}")
+    return text.split(",")
 
 
 def find_students(folder: Path | None, config: Config, config_path: str) -> list[Candidate]:
@@ -104,15 +73,13 @@ def find_students(folder: Path | None, config: Config, config_path: str) -> list
     Raises:
         InputError: there is none, or one is of another model.
     """
-    if folder is None:
-        return []
     students = []
-    for path, _, _ in student_folders(folder):
+    for path, _, _ in student_folders(folder) if folder else ():
         if latest := latest_checkpoint(path):
             checkpoint = load_checkpoint(latest)
             checkpoint.require_same_model(config, config_path)
             students.append(Candidate("distilled", latest, "ddim", checkpoint.default_sampling_steps))
-    if not students:
+    if folder and not students:
         raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-600.pt")
     return sorted(students, key=lambda student: -student.sampling_steps)
 
@@ -124,9 +91,10 @@ def choose_candidates(
     if arguments.sampling_steps:
         ddim_steps = ancestral_steps = sorted(set(arguments.sampling_steps), reverse=True)
     else:
-        most = evaluation.fewest_steps()
-        ddim_steps = [2**k for k in range(most.bit_length() - 1, -1, -1)]
-        ancestral_steps = [2**k for k in range(MOST_ANCESTRAL_STEPS.bit_length() - 1, -1, -1)]
+        ddim_steps, ancestral_steps = (
+            [2**k for k in reversed(range(most.bit_length()))]
+            for most in (evaluation.fewest_steps(), MOST_ANCESTRAL_STEPS)
+        )
     candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
     for sampler, chosen in (("ddim", ddim_steps), ("ancestral", ancestral_steps)):
         if sampler in arguments.samplers:
@@ -134,48 +102,8 @@ def choose_candidates(
     return candidates + [student for student in students if student.sampling_steps in ddim_steps]
 
 
-COLUMNS = {
-    "": -32,
-    "FID": 8,
-    "ratio": 6,
-    "of trace": 9,
-    "KID x 1000": 16,
-    "distance": 9,
-    "classes": 8,
-    "ms/picture": 11,
-}
-
-
-def row_of(cells: Iterable[str]) -> str:
-    """Cells as a line of the table; a negative width holds its cell to the left."""
-    widths = zip(cells, COLUMNS.values(), strict=True)
-    return " ".join(f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}" for cell, width in widths)
-
-
-def cells_of(candidate: Candidate, found: dict[str, Any], baseline: float | None) -> Iterator[str]:
-    """What the table says of a candidate; `baseline` is the FID that the others' are shown as multiples of."""
-    yield str(candidate)
-    yield f"{found['fid']:.3f}"
-    yield f"{found['fid'] / baseline:.2f}" if baseline and candidate.path else ""
-    yield f"{found['fid_share']:.2%}"
-    yield f"{1000 * found['kid']:.2f} ± {1000 * found['kid_std']:.2f}"
-    yield "" if found.get("distance") is None else f"{found['distance']:.3f}"
-    yield "" if found["class_distance"] is None else f"{found['class_distance']:.1%}"
-    yield f"{1000 * found['seconds_per_picture']:.2f}" if candidate.path else ""
-
-
-def curves_of(rows: list[tuple[Candidate, dict[str, Any]]]) -> dict[str, dict[int, float]]:
-    """FID by number of steps, for each curve of the figure."""
-    curves: dict[str, dict[int, float]] = {}
-    for candidate, found in rows:
-        if candidate.path:
-            name = candidate.name if candidate.name == "distilled" else f"teacher, {candidate.sampler}"
-            curves.setdefault(name, {})[candidate.sampling_steps] = found["fid"]
-    return curves
-
-
 def main() -> None:
-    """Everything is checked first; then one row after the other."""
+    """Everything is checked before anything is drawn; then one row after the other."""
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     device = cli.choose_device(arguments.device)
@@ -198,7 +126,7 @@ def main() -> None:
     compute = Compute.choose(config, device, passes=passes, training=False)
     print(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, writing to {folder}")
 
-    with tqdm(unit="evaluation", smoothing=0.05, leave=False, disable=not is_first()) as bar:
+    with tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
         evaluation = Evaluation(
             config=config,
             teacher=teacher,
@@ -214,18 +142,18 @@ def main() -> None:
         )
         candidates = choose_candidates(arguments, students, evaluation)
         bar.reset(total=evaluation.num_network_evaluations(candidates))
-        tqdm.write(row_of(COLUMNS))
+        tqdm.write(line_of(COLUMNS))
         rows, baseline = [], None
         for candidate in candidates:
             found = evaluation.judge(candidate)
             if baseline is None and candidate.name == "teacher" and candidate.sampler == "ddim":
                 baseline = found["fid"]  # the teacher at the most steps comes first
             rows.append((candidate, found))
-            tqdm.write(row_of(cells_of(candidate, found, baseline)))
+            tqdm.write(line_of(cells_of(candidate, found, baseline)))
 
     figure = folder / "fid.png"
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
-    draw_figure(curves_of(rows), rows[0][1]["fid"], title, figure)
+    draw_figure(rows, title, figure)
     print(f"wrote {results.path} and {figure}")
 
 

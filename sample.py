@@ -11,7 +11,6 @@ side by side can also be compared in numbers: how far each picture is from the f
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,83 +29,34 @@ def parse_arguments() -> argparse.Namespace:
     """The flags."""
     parser = cli.Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--checkpoint", metavar="CHECKPOINT", help="the diffusion-<step>.pt to sample; this or --compare is required"
-    )
-    what.add_argument(
-        "--compare",
-        nargs="+",
-        metavar="CHECKPOINT:STEPS",
-        help="what to draw side by side from the same noise, in one picture (default without :STEPS: the "
-        "checkpoint's own number)",
-    )
-    parser.add_argument(
-        "--config_path", metavar="YAML", help="refuse a checkpoint of another model than this (default: no check)"
-    )
-    parser.add_argument(
-        "--num_samples", type=cli.positive_int, default=64, metavar="N", help="pictures to draw (default: 64)"
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=cli.positive_int,
-        metavar="N",
-        help="pictures drawn at once (default: sampling.batch_size of the checkpoint's config)",
-    )
-    parser.add_argument(
-        "--sampling_steps",
-        type=cli.positive_int,
-        metavar="N",
-        help="steps from noise to picture (default: what the checkpoint was distilled for, 1024 if undistilled)",
-    )
-    parser.add_argument(
-        "--sampler",
-        choices=["ddim", "ancestral"],
-        help="deterministic, or with noise in each step (default: sampling.sampler of the checkpoint's config)",
-    )
+    help = "the diffusion-<step>.pt to sample; this or --compare is required"
+    what.add_argument("--checkpoint", metavar="CHECKPOINT", help=help)
+    help = "what to draw side by side from the same noise (default of STEPS: the checkpoint's own number)"
+    what.add_argument("--compare", nargs="+", metavar="CHECKPOINT:STEPS", help=help)
+    help = "refuse a checkpoint of another model than this (default: no check)"
+    parser.add_argument("--config_path", metavar="YAML", help=help)
+    parser.add_count("--num_samples", "pictures to draw", 64)
+    parser.add_count("--batch_size", "pictures drawn at once", "sampling.batch_size of the checkpoint's config")
+    own = "what the checkpoint was distilled for, 1024 if undistilled"
+    parser.add_count("--sampling_steps", "steps from noise to picture", own)
+    help = "deterministic, or with noise in each step (default: sampling.sampler of the checkpoint's config)"
+    parser.add_argument("--sampler", choices=["ddim", "ancestral"], help=help)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("output/grid.png"),
-        metavar="PNG",
-        help="where the picture goes (default: output/grid.png)",
-    )
+    help = "where the picture goes (default: output/grid.png)"
+    parser.add_argument("--output", type=Path, default=Path("output/grid.png"), metavar="PNG", help=help)
     parser.add_compute_arguments()
     return parser.parse_args()
 
 
 def parse_panel(text: str) -> tuple[Checkpoint, int]:
     """CHECKPOINT:STEPS as the two; without steps, the checkpoint's own number."""
-    path, colon, steps = text.rpartition(":")
-    if not colon or not steps.isdigit():
-        path, steps = text, ""
-    checkpoint = load_checkpoint(path)
-    if steps and int(steps) == 0:
+    path, _, steps = text.rpartition(":")
+    if not path or not steps.isdigit():
+        checkpoint = load_checkpoint(text)
+        return checkpoint, checkpoint.default_sampling_steps
+    if int(steps) == 0:
         raise InputError(f"--compare {text}: the number of steps should be a whole number above 0")
-    return checkpoint, int(steps) if steps else checkpoint.default_sampling_steps
-
-
-def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, device: torch.device) -> Tensor:
-    """The samples that the arguments ask of a checkpoint, [N, C, H, W] in [-1, 1]."""
-    chosen: dict[str, Any] = {"batch_size": arguments.batch_size, "sampler": arguments.sampler}
-    chosen = {key: value for key, value in chosen.items() if value is not None}
-    sampling = checkpoint.config.sampling.model_copy(update=chosen)
-    config = checkpoint.config.model_copy(update={"sampling": sampling, **cli.overrides(arguments)})
-    compute = Compute.choose(config, device, passes=FORWARD * arguments.num_samples * steps, training=False)
-    return draw_samples(
-        compute.for_inference(checkpoint.model(device), sampling.batch_size),
-        config,
-        arguments.num_samples,
-        sampling_steps=steps,
-        seed=arguments.seed,
-        device=device,
-    )
-
-
-def label_of(checkpoint: Checkpoint, steps: int) -> str:
-    """What stands above a panel."""
-    who = "teacher" if checkpoint.sampling_steps is None else f"distilled to {checkpoint.sampling_steps}"
-    return f"{who}, {steps} step{'s' if steps > 1 else ''}"
+    return load_checkpoint(path), int(steps)
 
 
 def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]:
@@ -115,11 +65,10 @@ def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]
     Raises:
         InputError: a checkpoint that cannot be read, is of another model than asked for, or draws in another size.
     """
-    if arguments.compare:
-        if arguments.sampling_steps:
-            raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
-        panels = [parse_panel(text) for text in arguments.compare]
-    else:
+    if arguments.compare and arguments.sampling_steps:
+        raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
+    panels = [parse_panel(text) for text in arguments.compare or ()]
+    if arguments.checkpoint:
         checkpoint = load_checkpoint(arguments.checkpoint)
         panels = [(checkpoint, arguments.sampling_steps or checkpoint.default_sampling_steps)]
     if arguments.config_path:
@@ -132,8 +81,22 @@ def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]
     return panels
 
 
+def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, device: torch.device) -> Tensor:
+    """The samples that the arguments ask of a checkpoint, [N, C, H, W] in [-1, 1]."""
+    sampling = checkpoint.config.sampling
+    chosen = {
+        "batch_size": arguments.batch_size or sampling.batch_size,
+        "sampler": arguments.sampler or sampling.sampler,
+    }
+    sampling = sampling.model_copy(update=chosen)
+    config = checkpoint.config.model_copy(update={"sampling": sampling, **cli.overrides(arguments)})
+    compute = Compute.choose(config, device, passes=FORWARD * arguments.num_samples * steps, training=False)
+    model = compute.for_inference(checkpoint.model(device), sampling.batch_size)
+    return draw_samples(model, config, arguments.num_samples, sampling_steps=steps, seed=arguments.seed, device=device)
+
+
 def main() -> None:
-    """Everything is checked first; then one set of samples after the other."""
+    """Everything is checked before anything is drawn; then one set of samples after the other."""
     arguments = parse_arguments()
     device = cli.choose_device(arguments.device)
     panels = choose_panels(arguments)
@@ -146,12 +109,13 @@ def main() -> None:
     for checkpoint, steps in panels:
         start = time.perf_counter()
         images = draw(checkpoint, steps, arguments, device)
-        report = f"{label_of(checkpoint, steps)}: {len(images)} pictures in {time.perf_counter() - start:.1f} s"
+        label = f"{checkpoint}, {steps} step{'s' if steps > 1 else ''}"
+        report = f"{label}: {len(images)} pictures in {time.perf_counter() - start:.1f} s"
         if pictures:
             distance = (images - pictures[0][1]).square().mean().sqrt()
             report += f", root mean squared difference from the first panel {distance:.3f}"
         print(report)
-        pictures.append((label_of(checkpoint, steps), images))
+        pictures.append((label, images))
 
     num_classes = panels[0][0].config.network.num_classes
     picture = side_by_side(pictures, num_classes) if arguments.compare else grid(pictures[0][1], num_classes)

@@ -7,19 +7,23 @@ An interrupted run continues with the same command; a finished one is taken furt
 
 import argparse
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from models.diffusion import stratified, training_loss
 from utils import cli
-from utils.checkpoints import build_model, fingerprint, load_checkpoint
+from utils.checkpoints import build_model, load_checkpoint
 from utils.compute import TRAINING, Compute
 from utils.config import Training, load_config
 from utils.data import load_data
-from utils.run import Run, delete_run
-from utils.timing import Stopwatch, table
-from utils.training import Trainer, require_enough_images
+from utils.process.timing import Stopwatch
+from utils.training.log import table
+from utils.training.loop import TrainingLoop
+from utils.training.run import Run, delete_run
+from utils.training.trainer import Trainer, require_image_for_each_rank
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,11 +31,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments("training", output_dir="output/<name of the config>")
     parser.add_override("--num_training_steps", "training.num_training_steps", int, "steps of the optimizer")
-    parser.add_argument(
-        "--load_model_weights_from_checkpoint",
-        metavar="CHECKPOINT",
-        help="begin with the weights of this diffusion-<step>.pt (default: random weights)",
-    )
+    start = "begin with the weights of this diffusion-<step>.pt (default: random weights)"
+    parser.add_argument("--load_model_weights_from_checkpoint", metavar="CHECKPOINT", help=start)
     return parser.parse_args()
 
 
@@ -44,57 +45,42 @@ def learning_rate(settings: Training, step: int) -> float:
 
 
 def main() -> None:
-    """Everything is checked first; then the loop."""
+    """Everything is checked before anything is written; then the loop."""
     stopwatch = Stopwatch()
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
-    settings = config.training
-    require_enough_images(settings)
-    device = cli.choose_device(arguments.device)
-    folder = Path(arguments.output_dir or Path("output", Path(arguments.config_path).stem))
-    initial = arguments.load_model_weights_from_checkpoint
+    settings, device = config.training, cli.choose_device(arguments.device)
+    require_image_for_each_rank(settings)
+    initial = load_checkpoint(path) if (path := arguments.load_model_weights_from_checkpoint) else None
     if initial:
-        checkpoint = load_checkpoint(initial)
-        checkpoint.require_same_model(config, arguments.config_path)
-
-    unused = {"data": {"test_root"}, "distillation": True, "training": {"num_training_steps", "accumulation_steps"}}
-    identity = config.model_dump(exclude=unused)
-    identity["load_model_weights_from_checkpoint"] = fingerprint(initial) if initial else None
-    run = Run.find(folder, identity, settings.num_training_steps, restart=arguments.restart, may_grow=True)
+        initial.require_same_model(config, arguments.config_path)
+    folder = Path(arguments.output_dir or Path("output", Path(arguments.config_path).stem))
+    run = Run.of_training(folder, config, initial, restart=arguments.restart)
     if run.finished:
         print(f"{folder}: finished, all {run.num_steps} steps; more --num_training_steps go on from here")
         return
 
-    passes = TRAINING * settings.num_training_steps * settings.batch_size
+    passes = TRAINING * run.num_steps * settings.batch_size
     compute = Compute.choose(config, device, passes=passes, training=True, begun=run.begun_compute)
     data = load_data(config, device)
     torch.manual_seed(config.seed)
-    model = checkpoint.model(device, config.network.dropout) if initial else build_model(config, device)
+    model = initial.model(device, config.network.dropout) if initial else build_model(config, device)
     if arguments.restart:
         delete_run(folder)
-    trainer = Trainer(
-        model,
-        config,
-        settings,
-        run,
-        learning_rate=lambda step: learning_rate(settings, step),
-        sampling_steps=None,
-        compute=compute,
-        stopwatch=stopwatch,
-    )
+    rate, seed = partial(learning_rate, settings), (config.seed, None)
+    trainer = Trainer(model, settings, compute, learning_rate=rate, seed=seed)
+    loop = TrainingLoop(run, trainer, config, stopwatch, "training")
     print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")
 
-    for step in trainer.steps("training"):
-        images, labels = data.batch(step, settings.batch_size)
-        times = stratified(len(images))
-        noise = torch.randn_like(images)
-        for x, eps, t, label in trainer.shares(images, noise, times, labels):
-            loss = training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
-            trainer.backward(loss)
-        trainer.update()
+    def losses(x: Tensor, eps: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
 
-    print(table([folder]))
-    print(f"the model is {run.final_checkpoint}, its samples lie beside it")
+    for step in loop:
+        x, label = data.batch(step, settings.batch_size)
+        t, eps = stratified(len(x)), torch.randn_like(x)
+        trainer.take_step(losses, x, eps, t, label)
+
+    print(f"{table([folder])}\nthe model is {run.final_checkpoint}, its samples lie beside it")
 
 
 if __name__ == "__main__":

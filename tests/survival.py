@@ -19,9 +19,10 @@ from utils.checkpoints import build_model
 from utils.compute import Compute
 from utils.config import Config, load_config
 from utils.errors import InputError
-from utils.run import Run
-from utils.timing import Stopwatch
-from utils.training import Trainer
+from utils.process.timing import Stopwatch
+from utils.training.loop import TrainingLoop
+from utils.training.run import Run
+from utils.training.trainer import Trainer
 
 SECONDS, BYTES = 10, 2 * 2**30
 CHECKPOINT = "output/tiny/diffusion-2.pt"
@@ -53,16 +54,10 @@ def continue_it(config: Config) -> tuple[int, str]:
     """What train.py does with a training state before the first step."""
     device = torch.device("cpu")
     try:
-        Trainer(
-            build_model(config, device),
-            config,
-            config.training,
-            Run.find(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2),
-            learning_rate=lambda step: 0.0,
-            sampling_steps=None,
-            compute=Compute(device, "fp32", compile=False),
-            stopwatch=Stopwatch(),
-        )
+        run = Run.find(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2)
+        model, compute = build_model(config, device), Compute(device, "fp32", compile=False)
+        trainer = Trainer(model, config.training, compute, learning_rate=lambda step: 0.0, seed=(0, None))
+        TrainingLoop(run, trainer, config, Stopwatch(), "mutated")
     except InputError as error:
         return 2, f"error: {error}\n"
     return 0, ""

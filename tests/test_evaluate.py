@@ -9,7 +9,7 @@ from conftest import ROOT, TINY, call, finish, run_in_processes
 from PIL import Image
 from torchvision.datasets import MNIST
 
-from utils import classifier
+from utils.evaluation import classifier
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_two_processes_find_what_one_finds(lesson, monkeypatch):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_evaluation_continues(lesson, monkeypatch, capsys, signum):
-    from utils.evaluation import Evaluation
+    from utils.evaluation.evaluation import Evaluation
 
     monkeypatch.chdir(lesson)
     flags = ["--num_samples", 60, "--samplers", "ancestral", "--sampling_steps", 2, 4]

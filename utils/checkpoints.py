@@ -1,8 +1,8 @@
 """Checkpoints: enough to sample from a model and to teach with it, on any device; nothing in them is executed."""
 
-import hashlib
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,9 @@ from models.diffusion import Diffusion
 from models.noise_schedule import SCHEDULES
 from models.unet import UNet
 from utils.config import Config, Count, NonNegativeInt, Section, differences, explain
-from utils.distributed import by_first
 from utils.errors import InputError
-from utils.files import write_atomically
-from utils.torch_file import read_torch_file, require_like
+from utils.files import read_torch_file, sha256, write_atomically
+from utils.files.torch_file import require_like
 
 FORMAT_VERSION = 1
 UNDISTILLED_SAMPLING_STEPS = 1024
@@ -65,10 +64,18 @@ class Checkpoint:
     sampling_steps: int | None
     weights: dict[str, Tensor]
 
+    def __str__(self) -> str:
+        return "teacher" if self.sampling_steps is None else f"distilled to {self.sampling_steps}"
+
     @property
     def default_sampling_steps(self) -> int:
         """The number of steps to sample it with."""
         return self.sampling_steps or UNDISTILLED_SAMPLING_STEPS
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of the file: two runs from the same teacher are known by it, wherever the file lies."""
+        return sha256(self.path)
 
     def require_same_model(self, config: Config, config_name: str) -> None:
         """Refuses a checkpoint whose weights would mean something else under the configuration.
@@ -79,6 +86,18 @@ class Checkpoint:
         different = differences(_what_weights_mean(self.config), _what_weights_mean(config))
         if different:
             raise InputError(f"{self.path}: another model than {config_name} describes: {different[0]}")
+
+    def require_teacher_of(self, sampling_steps: int) -> None:
+        """Refuses a distilled model as the teacher of a student that does not take half its steps.
+
+        Raises:
+            InputError: naming both numbers of steps.
+        """
+        if self.sampling_steps not in (None, 2 * sampling_steps):
+            raise InputError(
+                f"--initial_sampling_steps {sampling_steps}: {self.path} was distilled for {self.sampling_steps} "
+                "steps, so its first student takes half of them"
+            )
 
     def require_own_weights(self) -> None:
         """Refuses weights of another architecture than the configuration's, before any memory is taken for it.
@@ -115,7 +134,6 @@ def save_checkpoint(
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-@by_first
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `diffusion-<step>.pt`.
 
@@ -131,10 +149,3 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint = Checkpoint(path, facts.config, facts.step, facts.sampling_steps, content["weights"])
     checkpoint.require_own_weights()
     return checkpoint
-
-
-@by_first
-def fingerprint(path: str | Path) -> str:
-    """The SHA-256 of a file: two runs from the same teacher are known by it, wherever the file lies."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from utils import distributed
 from utils.errors import InputError
-from utils.interruption import Interrupted, Terminated
+from utils.process import distributed
+from utils.process.interruption import Interrupted, Terminated
 
 CONFIG_KEY = "config:"  # flags whose destination begins so replace a key of the configuration
 
@@ -32,6 +32,12 @@ class Parser(argparse.ArgumentParser):
             flag, dest=CONFIG_KEY + key, type=kind, metavar="N", help=f"{help} (default: the config's {key})"
         )
 
+    def add_count(self, flag: str, help: str, default: int | str, **options: Any) -> None:
+        """A flag that takes a whole number above 0; a default in words is None."""
+        value = default if isinstance(default, int) else None
+        help = f"{help} (default: {default})"
+        self.add_argument(flag, type=positive_int, default=value, metavar="N", help=help, **options)
+
     def add_config_path(self) -> None:
         """The flag that names the lesson."""
         self.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
@@ -45,30 +51,18 @@ class Parser(argparse.ArgumentParser):
         self.add_override("--save_and_sample_every_n", every, int, "steps from checkpoint to checkpoint")
         self.add_override("--seed", "seed", int, "seed of weights, order, noise and pictures")
         self.add_compute_arguments()
-        self.add_argument(
-            "--restart",
-            action="store_true",
-            help="delete what an earlier run left in the folder, and begin anew (default: continue it)",
-        )
+        restart = "delete what an earlier run left in the folder, and begin anew (default: continue it)"
+        self.add_argument("--restart", action="store_true", help=restart)
 
     def add_compute_arguments(self) -> None:
         """The flags of how to compute, and where: what `choose_device` and utils/compute.py read."""
-        self.add_argument(
-            "--precision",
-            dest=CONFIG_KEY + "precision",
-            choices=["auto", "fp32", "bf16"],
-            help="of the convolutions and the attention; auto: bf16 where it is native (default: the config's)",
-        )
-        self.add_argument(
-            "--compile",
-            dest=CONFIG_KEY + "compile",
-            type=auto_or_bool,
-            metavar="{auto,true,false}",
-            help="compile the network; auto: where it pays for itself within the run (default: the config's)",
-        )
-        self.add_argument(
-            "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
-        )
+        help = "of the convolutions and the attention; auto: bf16 where it is native (default: the config's)"
+        self.add_argument("--precision", dest=CONFIG_KEY + "precision", choices=["auto", "fp32", "bf16"], help=help)
+        help = "compile the network; auto: where it pays for itself within the run (default: the config's)"
+        values = "{auto,true,false}"
+        self.add_argument("--compile", dest=CONFIG_KEY + "compile", type=auto_or_bool, metavar=values, help=help)
+        help = "cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
+        self.add_argument("--device", metavar="NAME", help=help)
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +103,7 @@ def choose_device(name: str | None) -> torch.device:
             torch.zeros(1, device=device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise InputError(f"--device {name}: not on this machine; `cpu` always is") from error
-    if device.type == "cuda" and distributed.count() > 1:
+    if device.type == "cuda" and distributed.world_size() > 1:
         if device.index is not None:
             raise InputError(f"--device {name}: each process takes a GPU of its own; say cuda, or leave it out")
         if distributed.local_rank() >= torch.cuda.device_count():
@@ -140,7 +134,7 @@ def run(main: Callable[[], None]) -> None:
     keep_freed_memory()
     before = signal.signal(signal.SIGTERM, Terminated.handle)
     try:
-        with distributed.joined():
+        with distributed.process_group():
             main()
     except InputError as error:
         leave(2, f"error: {' '.join(str(error).split())}")
@@ -163,14 +157,14 @@ def leave(exit_code: int, message: str) -> NoReturn:
     What a file made it say is not let loose on the terminal.
     """
     message = "".join(letter if letter.isprintable() else "?" for letter in message)
-    if distributed.is_said_first(message):
+    if distributed.is_first_to_say(message):
         print(f"{sys.argv[0]}: {message}", file=sys.stderr)
     sys.exit(exit_code)
 
 
 def explain_runtime_error(error: RuntimeError) -> tuple[int, str] | None:
     """Exit code and line for those of PyTorch's errors that are no bug."""
-    if distributed.is_loss_of_another(error):
+    if distributed.is_lost_peer(error):
         what = "another process of this run has ended, or no longer answers"
         return 1, f"error: {what}; the same command goes on from the last checkpoint"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.diffusion import Diffusion
-from utils import distributed
 from utils.checkpoints import build_model
 from utils.config import Config
+from utils.process import distributed
 
 # Compiling takes a minute or two. On a CPU it then makes sampling up to a fifth faster, and training slower
 # (docs/experiments.md); with less to do than this, in floating-point operations, it does not pay.
@@ -62,9 +62,10 @@ class Compute:
                 precision = "bf16" if multiplies_bfloat16(device) else "fp32"
             compiled = config.compile
             if compiled == "auto":
-                compiled = is_worth_compiling(passes / distributed.count() * forward_flop(config), device, training)
+                flop = passes * forward_flop(config) / distributed.world_size()
+                compiled = is_worth_compiling(flop, device, training)
             return cls(device, precision, compiled)
-        before = None if begun["processes"] == distributed.count() else begun["processes"]
+        before = None if begun["processes"] == distributed.world_size() else begun["processes"]
         return cls(device, begun["precision"], begun["compile"], before)
 
     @property
@@ -79,12 +80,12 @@ class Compute:
 
     def as_dict(self) -> dict[str, Any]:
         """What a run that continues keeps, or is told; it may go on on another device."""
-        return {"precision": self.precision, "compile": self.compile, "processes": distributed.count()}
+        return {"precision": self.precision, "compile": self.compile, "processes": distributed.world_size()}
 
     def __str__(self) -> str:
         text = f"{self.device} in {self.precision}{', compiled' if self.compiles else ''}"
-        if distributed.count() > 1 or self.before:
-            text += f", processes: {distributed.count()}"
+        if distributed.world_size() > 1 or self.before:
+            text += f", processes: {distributed.world_size()}"
         if self.before:
             text += f" (before: {self.before}; the same training but for rounding)"
         return text
@@ -136,7 +137,7 @@ def compiler_works(device: torch.device) -> bool:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # whatever stands in its way, the run can do without
         reason = str(error).strip().splitlines()[0]
-        if distributed.is_first():
+        if distributed.is_rank_zero():
             print(f"{sys.argv[0]}: warning: cannot compile, so computing without: {reason:.200}", file=sys.stderr)
         return False
     return True

@@ -21,9 +21,8 @@ from pydantic import (
 )
 
 from models.diffusion import LossWeighting, Prediction
-from utils.distributed import by_first
 from utils.errors import InputError
-from utils.yaml_file import read_yaml
+from utils.files import read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -235,7 +234,6 @@ def _short(value: object) -> str:
         return "a number of thousands of digits"
 
 
-@by_first
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads and validates a configuration, whole, before anything starts.
 

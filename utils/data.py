@@ -11,9 +11,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from utils.config import Config
 from utils.config import Data as DataSettings
-from utils.distributed import in_turn
 from utils.errors import InputError
-from utils.randomness import seed_of
+from utils.process.distributed import rank_zero_first
+from utils.process.randomness import seed_of
 
 TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
 Images = tuple[Tensor, Tensor]  # uint8 [N, C, H, W] and their classes [N]
@@ -90,7 +90,7 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     )
 
 
-@in_turn
+@rank_zero_first
 def load_images(settings: DataSettings, *, test: bool = False) -> Images:
     """The training or test images of a data set, in its size and channels, and their classes.
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from models.diffusion import Diffusion
 from models.samplers import ancestral, ddim
 from utils.config import Config
-from utils.distributed import is_first, num_rounds, shared_out
-from utils.randomness import SampleNoise
+from utils.process.distributed import distributed_map, tasks_per_rank
+from utils.process.randomness import SampleNoise
 
 
 def batches_of(count: int, batch_size: int) -> list[range]:
@@ -56,7 +56,7 @@ def draw_batch(
 
 def draw_all(draw: Callable[[range], Tensor], count: int, batch_size: int) -> Tensor:
     """What `draw` makes of the indices of so many samples, as one [N, C, H, W] on the CPU, in every process."""
-    return torch.cat(list(shared_out(batches_of(count, batch_size), lambda indices: draw(indices).cpu())))
+    return torch.cat(list(distributed_map(lambda indices: draw(indices).cpu(), batches_of(count, batch_size))))
 
 
 def draw_samples(
@@ -70,7 +70,7 @@ def draw_samples(
 ) -> Tensor:
     """The first `count` samples as one [N, C, H, W] on the CPU, in every process; with a bar."""
     batch_size = config.sampling.batch_size
-    total = num_rounds(len(batches_of(count, batch_size))) * sampling_steps
-    with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False, disable=not is_first()) as bar:
+    total = tasks_per_rank(batches_of(count, batch_size)) * sampling_steps
+    with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False) as bar:
         options = {"sampling_steps": sampling_steps, "seed": seed, "device": device, "tick": bar.update}
         return draw_all(partial(draw_batch, model, config, **options), count, batch_size)

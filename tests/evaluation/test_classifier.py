@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from utils.errors import InputError
+from utils.evaluation import classifier
+from utils.evaluation.classifier import content_hash, load_classifier
+
+CPU = torch.device("cpu")
+
+
+def shapes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dim images with a bright bar: across in class 0, upright in class 1."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(count) % 2
+    places = torch.randint(8, (count,), generator=generator)
+    for image, label, place in zip(images, labels, places, strict=True):
+        image[0, place] += 150 * (1 - label).byte()
+        image[0, :, place] += 150 * label.byte()
+    return images, labels
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(classifier, "BATCH_SIZE", 32)
+    return tmp_path / "cache"
+
+
+def test_it_learns_and_is_trained_only_once(cache, capsys, monkeypatch):
+    training, test = shapes(800, 0), shapes(200, 1)
+    first, name = load_classifier("shapes", training, test, CPU)
+    assert classifier.accuracy(first, *test) > 0.9 > 0.7 > classifier.accuracy(first, test[0], 1 - test[1])
+    share = 100 * classifier.accuracy(first, *test)
+    assert f"a classifier that knows {share:.2f}% of the test images" in capsys.readouterr().out
+    monkeypatch.setattr(classifier, "train_classifier", None)
+    second, same_name = load_classifier("shapes", training, test, CPU)
+    assert name == same_name and [path.name for path in cache.iterdir()] == [name]
+    x = torch.randn(5, 1, 8, 8)
+    assert torch.equal(first.features(x), second.features(x)) and first.features(x).shape == (5, 128)
+
+
+def test_other_images_or_classes_have_a_classifier_of_their_own():
+    images, labels = shapes(4, 0)
+    other = images.clone()
+    other[3, 0, 7, 7] ^= 1
+    hashes = {content_hash(images, labels), content_hash(other, labels), content_hash(images, 1 - labels)}
+    hashes.add(content_hash(images.reshape(4, 1, 4, 16), labels))
+    assert len(hashes) == 4
+
+
+def test_the_same_whatever_was_drawn_before(cache):
+    training, test = shapes(64, 0), shapes(8, 1)
+    first, name = load_classifier("shapes", training, test, CPU)
+    (cache / name).unlink()
+    torch.rand(100)
+    second, _ = load_classifier("shapes", training, test, CPU)
+    for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_damaged_cache_is_named(cache):
+    training, test = shapes(64, 0), shapes(8, 1)
+    _, name = load_classifier("shapes", training, test, CPU)
+    whole = torch.load(cache / name)
+    torch.save(whole | {"weights": {"head.bias": torch.zeros(2)}}, cache / name)
+    with pytest.raises(InputError, match=rf"{name}: of another architecture or damaged; delete it"):
+        load_classifier("shapes", training, test, CPU)
+    (cache / name).write_bytes(b"half a fi")
+    with pytest.raises(InputError, match=rf"{name}: truncated or damaged, or not a classifier"):
+        load_classifier("shapes", training, test, CPU)
+
+
+def test_one_class_is_none():
+    images, labels = shapes(8, 0)
+    with pytest.raises(InputError, match="has no classes"):
+        load_classifier("shapes", (images, 0 * labels), (images, labels), CPU)

@@ -1,0 +1,109 @@
+import torch
+from test_sampling import lesson
+from tqdm import tqdm
+
+from utils.checkpoints import load_checkpoint, save_checkpoint
+from utils.compute import Compute
+from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation, to_bytes
+from utils.evaluation.metrics import Extractor
+from utils.evaluation.results import Results
+
+PIXELS = Extractor("pixels", 3, 2, lambda images: (images.double().mean(dim=(2, 3)), (images[:, 0, 0, 0] > 99).long()))
+
+
+def evaluation(folder, **changes) -> Evaluation:
+    """Of the model of test_sampling.py, with bytes for images."""
+    model, config = lesson()
+    path = folder / "diffusion-1.pt"
+    if not path.exists():
+        save_checkpoint(path, model.network.state_dict(), config=config, step=1, sampling_steps=16)
+    torch.manual_seed(0)
+    settings = {
+        "config": config,
+        "teacher": load_checkpoint(path),
+        "training_images": torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8),
+        "test_images": torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8),
+        "extractor": PIXELS,
+        "results": Results(folder / "results.json"),
+        "num_samples": 20,
+        "seed": 0,
+        "batch_size": 6,
+        "compute": Compute(torch.device("cpu"), "fp32", compile=False),
+    }
+    return Evaluation(**settings | changes)
+
+
+def test_bytes_are_those_of_a_picture():
+    x = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 1.0, 3.0])
+    assert to_bytes(x).tolist() == [0, 0, 0, 128, 191, 255, 255]
+    assert torch.equal(to_bytes(torch.arange(256) / 127.5 - 1), torch.arange(256).byte())  # as the data go in
+
+
+def test_the_distance_is_to_the_teacher_at_its_full_number_of_steps_from_the_same_noise(tmp_path):
+    judge = evaluation(tmp_path)
+    path = judge.teacher.path
+    whole, few = (judge.judge(Candidate("teacher", path, "ddim", steps)) for steps in (16, 2))
+    assert whole["distance"] < 1e-6 and few["distance"] > 1e-3
+    assert judge.judge(Candidate("teacher", path, "ancestral", 2))["distance"] is None
+    other_noise = evaluation(tmp_path, seed=1).judge(Candidate("teacher", path, "ddim", 2))
+    assert other_noise["distance"] != few["distance"] and other_noise["fid"] != few["fid"]
+
+
+def test_what_is_in_the_file_is_not_computed_again(tmp_path):
+    candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
+    candidates += [Candidate("teacher", tmp_path / "diffusion-1.pt", sampler, 3) for sampler in ("ddim", "ancestral")]
+    first = evaluation(tmp_path, bar=tqdm(disable=True))
+    assert first.num_network_evaluations(candidates) == 2 * 3 * 4 + 11 * 16
+    found = [first.judge(candidate) for candidate in candidates]
+
+    def computed(*_):
+        raise AssertionError("computed again")
+
+    again = evaluation(tmp_path, extractor=Extractor("pixels", 3, 2, computed), batch_size=7)
+    assert again.num_network_evaluations(candidates) == 0
+    assert [again.judge(candidate) for candidate in candidates] == found
+
+
+def test_results_are_of_one_checkpoint_number_seed_and_sampler(tmp_path):
+    candidate = Candidate("teacher", tmp_path / "diffusion-1.pt", "ancestral", 1)
+    judge = evaluation(tmp_path)
+    judge.judge(candidate)
+    others = [evaluation(tmp_path, num_samples=19), evaluation(tmp_path, seed=1)]
+    model, config = lesson()
+    others.append(
+        evaluation(
+            tmp_path,
+            config=config.model_copy(update={"sampling": config.sampling.model_copy(update={"variance": "small"})}),
+        )
+    )
+    others.append(evaluation(tmp_path, extractor=Extractor("other", 3, 2, PIXELS.extract)))
+    for other in others:
+        assert other.results.find(other.subject(candidate)) is None
+    save_checkpoint(candidate.path, model.network.state_dict(), config=config, step=2, sampling_steps=None)
+    assert judge.results.find(evaluation(tmp_path).subject(candidate)) is None
+
+
+def test_batches_change_nothing_but_rounding(tmp_path):
+    candidate = Candidate("teacher", tmp_path / "diffusion-1.pt", "ancestral", 2)
+    found = []
+    for batch_size in (1, 6, 20):
+        judge = evaluation(tmp_path, batch_size=batch_size)
+        judge.results.entries.clear()
+        found.append([judge.judge(c)["fid"] for c in (TRAINING_IMAGES, UNIFORM_NOISE, candidate)])
+    torch.testing.assert_close(torch.tensor(found[1:]), torch.tensor(found[:1]).expand(2, 3), rtol=1e-2, atol=1e-2)
+
+
+def test_the_fewest_steps_that_give_the_same_pictures(tmp_path, monkeypatch):
+    """Pictures that lie 1/steps from where they would end: 128 steps are 0.007 from 1024, 64 are 0.015."""
+    drawn = []
+
+    def sampler(self, candidate):
+        drawn.append(candidate.sampling_steps)
+        return lambda indices: torch.full((len(indices), 3, 8, 8), 1 / candidate.sampling_steps)
+
+    monkeypatch.setattr(Evaluation, "_sampler", sampler)
+    model, config = lesson()
+    save_checkpoint(tmp_path / "diffusion-1.pt", model.network.state_dict(), config=config, step=1, sampling_steps=None)
+    assert evaluation(tmp_path).fewest_steps() == 128
+    assert sorted(drawn) == [64, 128, 256, 512, 1024]
+    assert evaluation(tmp_path).fewest_steps() == 128 and len(drawn) == 5

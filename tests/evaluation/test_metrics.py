@@ -1,0 +1,142 @@
+"""The metrics against computations of their own, and against what every metric must say of real and of no images."""
+
+import pytest
+import torch
+from conftest import ROOT
+
+from utils.config import Data
+from utils.data import load_images, to_unit_range
+from utils.errors import InputError
+from utils.evaluation import classifier, metrics
+from utils.evaluation.classifier import Classifier, train_classifier
+from utils.evaluation.metrics import Extractor, QualityMetrics
+
+CPU = torch.device("cpu")
+AS_THEY_ARE = Extractor("as they are", 8, 0, lambda features: (features, None))  # the images are the features
+
+
+def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
+    """FID by its definition, with the symmetric square roots of eigenvalue decompositions (Heusel et al. 2017)."""
+
+    def root(matrix):
+        values, vectors = torch.linalg.eigh(matrix)
+        return vectors * values.clamp(min=0).sqrt() @ vectors.T
+
+    a, b = a.double(), b.double()
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    both = root(root(cov_a) @ cov_b @ root(cov_a))
+    return float((a.mean(0) - b.mean(0)).square().sum() + (cov_a + cov_b - 2 * both).trace())
+
+
+def correlated(count: int, seed: int, mean: float = 0.0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    mixing = torch.randn(8, 8, generator=torch.Generator().manual_seed(seed + 100))
+    return torch.randn(count, 8) @ mixing + mean
+
+
+def score(real, pictures, extractor=AS_THEY_ARE, size=100):
+    features = map(extractor.extract, real.split(size))
+    return QualityMetrics(extractor, features, len(pictures), CPU).score(map(extractor.extract, pictures.split(size)))
+
+
+def test_fid_is_an_independent_computation_of_it():
+    real, pictures = correlated(3000, 0), correlated(2000, 1, mean=0.5)
+    scores = score(real, pictures)
+    assert scores.fid == pytest.approx(frechet(real, pictures), rel=1e-5)
+    assert scores.fid_share == pytest.approx(scores.fid / float(real.double().T.cov().trace()), rel=1e-5)
+
+
+def test_fid_of_shifted_features_is_the_square_of_the_shift():
+    real = correlated(1000, 0)
+    assert score(real, real + 3.0).fid == pytest.approx(8 * 9, rel=1e-4)
+    assert score(real, real.flip(0), size=77).fid == pytest.approx(0, abs=1e-3)
+
+
+def test_kid_is_an_independent_computation_of_it():
+    """Unbiased, so with as many features as a subset takes it is the whole: the mean over all pairs but the same."""
+    real, pictures = correlated(400, 0), correlated(400, 1, mean=0.5)
+
+    def kernel(a, b):
+        return (a.double() @ b.double().T / 8 + 1) ** 3
+
+    def within(a):
+        return (kernel(a, a).sum() - kernel(a, a).trace()) / (len(a) * (len(a) - 1))
+
+    expected = within(real) + within(pictures) - 2 * kernel(real, pictures).mean()
+    scores = score(real, pictures)
+    assert scores.kid == pytest.approx(float(expected), rel=1e-3) and scores.kid_std == pytest.approx(0, abs=1e-2)
+
+
+def test_each_set_is_judged_alone_and_the_same_every_time():
+    real = correlated(3000, 0)
+    quality = QualityMetrics(AS_THEY_ARE, map(AS_THEY_ARE.extract, real.split(500)), 1500, CPU)
+    first = quality.score([AS_THEY_ARE.extract(correlated(1500, 1))])
+    state = torch.get_rng_state()
+    other = quality.score(map(AS_THEY_ARE.extract, correlated(1500, 2, mean=2.0).split(100)))
+    torch.set_rng_state(state)
+    assert other.fid > first.fid and other.kid > first.kid
+    assert quality.score([AS_THEY_ARE.extract(correlated(1500, 1))]) == first
+
+
+def test_the_spread_over_classes():
+    extractor = Extractor("sign", 8, 2, lambda features: (features, (features[:, 0] > 0).long()))
+    real, pictures = torch.randn(100, 8), torch.randn(50, 8)
+    real[:, 0], pictures[:, 0] = 1.0, 1.0
+    real[:50, 0], pictures[:10, 0] = -1.0, -1.0
+    scores = score(real, pictures, extractor)
+    assert scores.classes == pytest.approx([0.2, 0.8]) and scores.class_distance == pytest.approx(0.3)
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    """Real images, and the features of a classifier that has seen a tenth of them."""
+    settings = Data(name="MNIST", root=str(ROOT / "data"), image_size=16, num_channels=1)
+    training, test = load_images(settings), load_images(settings, test=True)
+    torch.manual_seed(0)
+    network = Classifier(1, 10)
+    train_classifier(network, training[0][:6000], training[1][:6000])
+    assert classifier.accuracy(network, *test) > 0.95
+
+    def extract(images):
+        features = network.features(to_unit_range(images))
+        return features, network.head(features).argmax(dim=1)
+
+    return training[0][6000:], test[0], Extractor("mnist", 128, 10, extract)
+
+
+def test_real_images_and_noise(mnist):
+    """The floor lies near 0, noise lies farther than the features are spread, damage lies between; by FID and KID."""
+    training, test, extractor = mnist
+    quality = QualityMetrics(extractor, map(extractor.extract, test.split(500)), 5000, CPU)
+    noise = torch.randint(256, (5000, 1, 16, 16), dtype=torch.uint8)
+    itself, floor, blurred, noise = (
+        quality.score(map(extractor.extract, images.split(500)))
+        for images in (test, training[:5000], training[:5000] // 2, noise)
+    )
+    assert abs(itself.fid_share) < 1e-3 and itself.class_distance == 0
+    assert 1e-3 < floor.fid_share < 0.02 and floor.class_distance < 0.03
+    assert floor.fid < blurred.fid < noise.fid and floor.kid < blurred.kid < noise.kid
+    assert noise.fid_share > 1 and noise.class_distance > 0.5
+    assert sum(noise.classes) == pytest.approx(1)
+
+
+def test_fid_on_real_features_is_an_independent_computation_of_it(mnist):
+    training, test, extractor = mnist
+    with torch.inference_mode():
+        real, pictures = (extractor.extract(images[:3000])[0] for images in (test, training // 3 * 2))
+    fid = score(test[:3000], training[:3000] // 3 * 2, extractor).fid
+    assert fid == pytest.approx(frechet(real, pictures), rel=1e-3)
+
+
+def test_inception_that_cannot_be_had_is_one_clear_line(monkeypatch):
+    def missing(**_):
+        raise ModuleNotFoundError("torch-fidelity")
+
+    def unreachable(**_):
+        raise OSError("no route to host")
+
+    nothing = (torch.empty(0), torch.empty(0))
+    for failure, message in ((missing, "needs the package torch-fidelity"), (unreachable, "no route to host")):
+        monkeypatch.setattr(metrics, "FrechetInceptionDistance", failure)
+        with pytest.raises(InputError, match=rf"--features inception: .*{message}"):
+            metrics.inception_features("MNIST", nothing, nothing, CPU)

@@ -1,0 +1,34 @@
+import json
+
+import pytest
+
+from utils.errors import InputError
+from utils.evaluation.results import Results
+
+
+def test_what_was_added_is_found_again(tmp_path):
+    results = Results(tmp_path / "results.json")
+    results.add({"name": "teacher", "steps": 8, "seed": 0, "fid": 1.5, "distances": {8: 0.1}})
+    results.add({"name": "teacher", "steps": 8, "seed": 1, "fid": 2.5, "sampler": None})
+    again = Results(tmp_path / "results.json")
+    assert again.find({"name": "teacher", "steps": 8, "seed": 1})["fid"] == 2.5
+    assert again.find({"name": "teacher", "steps": 4, "seed": 1}) is None
+    assert again.find({"name": "teacher", "seed": 0, "sampler": None}) is None  # an unknown is no None
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "3", '{"evaluations": []}', "[" * 100_000, "\udcff"])
+def test_something_else_is_refused(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"results.json: damaged, or not results of evaluate.py"):
+        Results(path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"format_version": 2, "evaluations": []}, {"format_version": 1, "evaluations": [1]}]
+)
+def test_another_version_is_refused(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"results.json: not results of this version"):
+        Results(path)

@@ -1,0 +1,43 @@
+import errno
+import os
+
+import pytest
+import torch
+
+from utils.errors import InputError
+from utils.files.disk import append_line, write_atomically
+
+
+class FullDisk:
+    """A file on a disk that takes no more."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda file: torch.save({"a": torch.zeros(9)}, FullDisk(file)), lambda file: FullDisk(file).write(b"b")]
+)
+def test_a_full_disk_is_one_clear_error_and_the_old_file_stands(tmp_path, write):
+    path = tmp_path / "file.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError, match=r"file.pt: cannot be written: No space left on device"):
+        write_atomically(path, write)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.pt"]  # what was half written takes no room
+
+
+def test_another_error_is_a_bug_and_not_the_disks(tmp_path):
+    with pytest.raises(RuntimeError, match="a bug"):
+        write_atomically(tmp_path / "file", lambda file: (_ for _ in ()).throw(RuntimeError("a bug")))
+
+
+def test_a_line_that_cannot_be_added(tmp_path):
+    with pytest.raises(InputError, match="cannot be written"):
+        append_line(tmp_path / "nowhere/metrics.jsonl", "{}")

@@ -1,0 +1,135 @@
+"""Many processes do what one does, and outlive what one outlives; on CPUs, connected by gloo."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, call, finish, run_in_processes
+
+from utils.process import distributed
+
+FLAGS = ["--num_training_steps", 5, "--save_and_sample_every_n", 5, "--batch_size", 10]
+
+
+@pytest.fixture(scope="module")
+def lesson(tmp_path_factory) -> Path:
+    """A folder with a configuration that draws all that can be drawn, and one process's training of five steps."""
+    folder = tmp_path_factory.mktemp("lesson")
+    text = TINY % (ROOT / "data")
+    text = text.replace("num_channels: 1}", "num_channels: 1, random_flip: true}").replace(
+        "dropout", "num_classes: 10, dropout"
+    )
+    (folder / "tiny.yaml").write_text(text)
+    in_two = text.replace("training: {", "training: {accumulation_steps: 2, ")
+    (folder / "tiny_in_two.yaml").write_text(
+        in_two.replace("distillation:\n  {", "distillation:\n  {accumulation_steps: 2, ")
+    )
+    assert call("train.py", "--config_path", folder / "tiny.yaml", "--output_dir", folder / "one", *FLAGS) == 0
+    return folder
+
+
+def state_of(folder: Path) -> dict:
+    return torch.load(folder / "training_state.pt", weights_only=True)
+
+
+def losses_of(folder: Path) -> list[float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line[key] for line in lines if "loss" in line for key in ("loss", "gradient_norm")]
+
+
+def assert_same_but_for_rounding(one: Path, other: Path, tolerance: float = 1e-5) -> None:
+    assert losses_of(one) == pytest.approx(losses_of(other), rel=tolerance)
+    for part in ("network", "ema"):
+        mine, theirs = state_of(one)[part], state_of(other)[part]
+        for name in mine:
+            torch.testing.assert_close(mine[name], theirs[name], atol=tolerance, rtol=0)
+
+
+def test_what_processes_agree_on(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    code, output, errors = finish(run_in_processes(3, "tests/process/in_processes.py", cwd=tmp_path, env=environment))
+    assert code == 0, errors
+    assert output.split("\n") == ["all is well in 0", ""]  # the others are not heard
+
+
+def test_two_processes_and_accumulation_are_one_process(lesson):
+    """The same shuffle, noise, times, flips, classes, dropout, clipping, averages and pictures."""
+    code, output, errors = finish(
+        run_in_processes(2, "train.py", "--config_path", "tiny_in_two.yaml", "--output_dir", "two", *FLAGS, cwd=lesson)
+    )
+    assert code == 0, errors
+    assert output.count("training on cpu in fp32, processes: 2, from step 0") == 1
+    assert_same_but_for_rounding(lesson / "one", lesson / "two")
+    assert (lesson / "one/sample-5.png").read_bytes() == (lesson / "two/sample-5.png").read_bytes()
+
+
+def test_students_of_two_processes_are_those_of_one(lesson):
+    flags = ["--teacher_model_checkpoint", lesson / "one/diffusion-5.pt", "--initial_sampling_steps", 4]
+    flags += ["--distillation_iterations", 2]
+    process = run_in_processes(
+        2, "distill.py", "--config_path", "tiny_in_two.yaml", *flags, "--output_dir", "two_students", cwd=lesson
+    )
+    folder = lesson / "one_students"
+    assert call("distill.py", "--config_path", lesson / "tiny.yaml", *flags, "--output_dir", folder) == 0
+    code, _, errors = finish(process)
+    assert code == 0, errors
+    for student in ("1_4", "2_2"):
+        assert_same_but_for_rounding(folder / student, lesson / "two_students" / student, tolerance=1e-4)
+
+
+def test_pictures_are_the_same_whatever_the_number_of_processes(lesson):
+    flags = [
+        "--checkpoint",
+        lesson / "one/diffusion-5.pt",
+        "--num_samples",
+        10,
+        "--batch_size",
+        3,
+        "--sampling_steps",
+        3,
+    ]
+    assert call("sample.py", *flags, "--output", lesson / "one.png") == 0
+    code, _, errors = finish(run_in_processes(2, "sample.py", *flags, "--output", "two.png", cwd=lesson))
+    assert code == 0, errors
+    assert (lesson / "one.png").read_bytes() == (lesson / "two.png").read_bytes()
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the processes of torchrun in /proc")
+def test_a_run_that_lost_a_process_is_started_again_and_ends_as_if_nothing_had_been(lesson):
+    """Then one process takes it further, and says that there were two."""
+    flags = ["--config_path", "tiny.yaml", "--num_training_steps", 60, "--save_and_sample_every_n", 10]
+    undisturbed = run_in_processes(2, "train.py", *flags, "--output_dir", "undisturbed", cwd=lesson)
+    assert finish(undisturbed)[0] == 0
+    process = run_in_processes(2, "train.py", *flags, "--output_dir", "killed", max_restarts=1, cwd=lesson)
+    while not (lesson / "killed/diffusion-10.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    code, output, errors = finish(process)
+    assert code == 0, errors
+    assert output.count("training on cpu") == 2 and "from step 0" in output
+    assert "another process of this run has ended" in errors
+    one, other = state_of(lesson / "undisturbed"), state_of(lesson / "killed")
+    assert all(torch.equal(one[part][name], other[part][name]) for part in ("network", "ema") for name in one[part])
+
+
+def test_what_is_wrong_is_said_once(lesson):
+    flags = ["--config_path", "tiny.yaml", "--output_dir", "small", "--batch_size", 1]
+    code, _, errors = finish(run_in_processes(2, "train.py", *flags, cwd=lesson))
+    assert code == 1  # torchrun's own
+    said = [line for line in errors.splitlines() if "train.py: error:" in line]
+    assert len(said) == 1 and "training.batch_size: 1 is less than 2, an image for each of 2 processes" in said[0]
+    assert not (lesson / "small").exists()
+
+
+def test_a_process_alone_is_the_first_of_one():
+    assert distributed.rank() == 0 and distributed.world_size() == 1 and distributed.is_rank_zero()
+    assert distributed.micro_batches(10, 3) == [slice(0, 3), slice(3, 6), slice(6, 10)]
+    assert list(distributed.distributed_map(str.upper, "abc")) == ["A", "B", "C"]
+    assert distributed.all_gather(7) == [7] and distributed.all_reduce_max(3, 4) == [3, 4]
+    assert distributed.is_first_to_say("x") and distributed.is_first_to_say("x")

@@ -1,0 +1,220 @@
+"""Evaluating models: sets of pictures, each judged against the test images, and once only."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.compute import Compute
+from utils.config import Config
+from utils.evaluation.metrics import Extractor, Features, QualityMetrics
+from utils.evaluation.results import Results
+from utils.files import sha256
+from utils.process.distributed import all_gather, distributed_map, tasks_per_rank
+from utils.process.randomness import seed_of
+from utils.sampling import batches_of, draw_all, draw_batch
+
+NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
+SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Pictures in [-1, 1] (values beyond are cut) as uint8, as a PNG would hold them."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A set of pictures: of a model at a number of steps, or, without a checkpoint, what models are measured by."""
+
+    name: str
+    path: Path | None = None
+    sampler: str | None = None
+    sampling_steps: int | None = None
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return self.name
+        return f"{self.name}, {self.sampler}, {self.sampling_steps} step{'s' if self.sampling_steps > 1 else ''}"
+
+
+TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("uniform noise")
+
+
+@dataclass
+class Evaluation:
+    """Judges candidates with one number of samples and one seed, and keeps the results in a file.
+
+    Several processes share out the batches; each is given the features of all, and so the same results.
+
+    Attributes:
+        teacher: what the DDIM pictures of all candidates are compared with, at 1024 steps, from the same noise.
+        batch_size: pictures drawn at once; it changes speed and rounding, so results are shared between batch sizes.
+    """
+
+    config: Config
+    teacher: Checkpoint
+    training_images: Tensor
+    test_images: Tensor
+    extractor: Extractor
+    results: Results
+    num_samples: int
+    seed: int
+    batch_size: int
+    compute: Compute
+    bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
+    sha256: Callable[[Path], str] = field(default_factory=lambda: cache(sha256))  # files may be large
+
+    def subject(self, candidate: Candidate) -> dict[str, Any]:
+        """All that a candidate's scores depend on."""
+        subject = {
+            "name": candidate.name,
+            "sampler": candidate.sampler,
+            "sampling_steps": candidate.sampling_steps,
+            "num_samples": self.num_samples,
+            "seed": self.seed,
+            "features": self.extractor.name,
+        }
+        if candidate.path:
+            subject |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
+            subject["checkpoint_sha256"] = self.sha256(candidate.path)
+        if candidate.sampler == "ddim":
+            subject["teacher_sha256"] = self.sha256(self.teacher.path)
+        if candidate.sampler == "ancestral":
+            subject["variance"] = self.config.sampling.variance_fraction
+        return subject
+
+    def judge(self, candidate: Candidate) -> dict[str, Any]:
+        """The results of a candidate: found in the file, or computed and added to it."""
+        subject = self.subject(candidate)
+        if entry := self.results.find(subject):
+            return entry
+        self.bar.set_description(str(candidate))
+        found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None, "distance": None}
+        found |= asdict(self._metrics.score(self._features(candidate, found)))
+        self.results.add(subject | found)
+        return subject | found
+
+    def num_network_evaluations(self, candidates: list[Candidate]) -> int:
+        """How often a rank runs the network for those that are not in the file: batches times steps."""
+        missing = [c for c in candidates if c.path and not self.results.find(self.subject(c))]
+        batches, compared = (batches_of(count, self.batch_size) for count in (self.num_samples, NUM_COMPARED))
+        count = sum(c.sampling_steps for c in missing) * tasks_per_rank(batches)
+        if any(c.sampler == "ddim" for c in missing) and "_reference" not in vars(self):
+            count += self.teacher.default_sampling_steps * tasks_per_rank(compared)
+        return count
+
+    def fewest_steps(self) -> int:
+        """The fewest steps, a power of two, with which the teacher draws the pictures that it draws with 1024.
+
+        They are the same if they differ by less than `SAME_PICTURE`, and so do those of all greater powers of two.
+        """
+        subject = {
+            "name": "fewest steps",
+            "teacher_sha256": self.sha256(self.teacher.path),
+            "clip": self.config.sampling.clip,
+            "precision": self.compute.precision,
+            "seed": self.seed,
+            "same_picture": SAME_PICTURE,
+            "num_samples": NUM_COMPARED,
+        }
+        entry = self.results.find(subject)
+        if entry is None:
+            steps, distances = self.teacher.default_sampling_steps, {}
+            while steps > 1:
+                candidate = Candidate("teacher", self.teacher.path, "ddim", steps // 2)
+                self.bar.set_description(f"{candidate}, is it as good as {self.teacher.default_sampling_steps}?")
+                pictures = self._first_pictures(candidate)
+                distances[steps // 2] = float((pictures - self._reference).square().mean().sqrt())
+                if distances[steps // 2] >= SAME_PICTURE:
+                    break
+                steps //= 2
+            entry = subject | {"steps": steps, "distances": distances}
+            self.results.add(entry)
+        return entry["steps"]
+
+    @cached_property
+    def _metrics(self) -> QualityMetrics:
+        real = self._extract(len(self.test_images), lambda indices: self.test_images[indices.start : indices.stop])
+        return QualityMetrics(self.extractor, real, self.num_samples, self.compute.device)
+
+    @cached_property
+    def _reference(self) -> Tensor:
+        steps = self.teacher.default_sampling_steps
+        self.bar.set_description(f"teacher, ddim, {steps} steps, to compare with")
+        return self._first_pictures(Candidate("teacher", self.teacher.path, "ddim", steps))
+
+    def _sampler(self, candidate: Candidate) -> Callable[..., Tensor]:
+        """What draws the pictures of the given indices, [B, C, H, W] in [-1, 1]."""
+        sampling = {"sampler": candidate.sampler, "batch_size": self.batch_size}
+        model = load_checkpoint(candidate.path).model(self.compute.device)
+        return partial(
+            draw_batch,
+            self.compute.for_inference(model, self.batch_size),
+            self.config.model_copy(update={"sampling": self.config.sampling.model_copy(update=sampling)}),
+            sampling_steps=candidate.sampling_steps,
+            seed=self.seed,
+            device=self.compute.device,
+            tick=self.bar.update,
+        )
+
+    def _first_pictures(self, candidate: Candidate) -> Tensor:
+        """The first `NUM_COMPARED` pictures, on the CPU, in every process."""
+        return draw_all(self._sampler(candidate), NUM_COMPARED, self.batch_size)
+
+    def _extract(self, count: int, images_of: Callable[[range], Tensor]) -> Iterator[Features]:
+        """The features of so many images; `images_of` gives those of a batch, as uint8 [B, C, H, W]."""
+
+        def features(indices: range) -> Features:
+            found, classes = self.extractor.extract(images_of(indices).to(self.compute.device))
+            return found.cpu(), classes if classes is None else classes.cpu()
+
+        return distributed_map(features, batches_of(count, self.batch_size))
+
+    def _features(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
+        """The features of a candidate's pictures; what drawing them shows is added to `found`."""
+        if candidate == TRAINING_IMAGES:
+            generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
+            chosen = torch.randperm(len(self.training_images), generator=generator)
+            yield from self._extract(self.num_samples, lambda indices: self.training_images[chosen[list(indices)]])
+        elif candidate == UNIFORM_NOISE:
+            yield from self._extract(self.num_samples, self._uniform_noise)
+        else:
+            yield from self._features_of_samples(candidate, found)
+
+    def _uniform_noise(self, indices: range) -> Tensor:
+        generators = (torch.Generator().manual_seed(seed_of("uniform noise", self.seed, index=i)) for i in indices)
+        shape = self.test_images.shape[1:]
+        return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])
+
+    def _features_of_samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
+        reference = self._reference if candidate.sampler == "ddim" else None
+        draw, seconds, squared = self._sampler(candidate), 0.0, 0.0
+        if self.compute.compiles:  # before the clock runs
+            draw(range(self.batch_size), sampling_steps=1, tick=int)
+
+        def pictures(indices: range) -> Tensor:
+            nonlocal seconds, squared
+            start = time.perf_counter()
+            x = draw(indices)
+            if self.compute.device.type != "cpu":
+                torch.accelerator.synchronize()
+            seconds += time.perf_counter() - start
+            if reference is not None and indices.start < NUM_COMPARED:
+                compared = reference[indices.start : indices.stop].to(x.device)
+                squared += float((x[: len(compared)] - compared).square().mean(dim=(1, 2, 3)).sum())
+            return to_bytes(x)
+
+        yield from self._extract(self.num_samples, pictures)
+        found["device"] = str(self.compute.device)
+        found["seconds_per_picture"] = sum(all_gather(seconds)) / self.num_samples
+        if reference is not None:
+            found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, self.num_samples))

@@ -1,0 +1,78 @@
+"""What an evaluation shows: a table, and the paper's figure (their figure 4)."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from utils.evaluation.evaluation import Candidate
+from utils.files import write_atomically
+
+Row = tuple[Candidate, dict[str, Any]]
+
+# heading -> width of the column; a negative width aligns it to the left
+COLUMNS = {
+    "": -32,
+    "FID": 8,
+    "ratio": 6,
+    "of trace": 9,
+    "KID x 1000": 16,
+    "distance": 9,
+    "classes": 8,
+    "ms/picture": 11,
+}
+
+# name of a curve -> (colour, marker, line): told apart also without colours
+STYLES = {
+    "distilled": ("#c1272d", "o", "-"),
+    "teacher, ddim": ("#0000a7", "s", "--"),
+    "teacher, ancestral": ("#008176", "^", ":"),
+}
+
+
+def line_of(cells: Iterable[str]) -> str:
+    """Cells as a line of the table; `line_of(COLUMNS)` is its head."""
+    widths = zip(cells, COLUMNS.values(), strict=True)
+    return " ".join(f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}" for cell, width in widths)
+
+
+def cells_of(candidate: Candidate, found: dict[str, Any], baseline: float | None) -> Iterator[str]:
+    """What the table says of a candidate; `baseline` is the FID that the others' are shown as multiples of."""
+    yield str(candidate)
+    yield f"{found['fid']:.3f}"
+    yield f"{found['fid'] / baseline:.2f}" if baseline and candidate.path else ""
+    yield f"{found['fid_share']:.2%}"
+    yield f"{1000 * found['kid']:.2f} ± {1000 * found['kid_std']:.2f}"
+    yield "" if found.get("distance") is None else f"{found['distance']:.3f}"
+    yield "" if found["class_distance"] is None else f"{found['class_distance']:.1%}"
+    yield f"{1000 * found['seconds_per_picture']:.2f}" if candidate.path else ""
+
+
+def draw_figure(rows: list[Row], title: str, path: Path) -> None:
+    """Writes FID against the number of sampling steps as a PNG; the first row is the floor, real images."""
+    curves: dict[str, dict[int, float]] = {}
+    for candidate, found in rows:
+        if candidate.path:
+            name = candidate.name if candidate.name == "distilled" else f"teacher, {candidate.sampler}"
+            curves.setdefault(name, {})[candidate.sampling_steps] = found["fid"]
+    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    for name, (colour, marker, line) in STYLES.items():
+        if points := sorted(curves.get(name, {}).items()):
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=name)
+    axes.axhline(rows[0][1]["fid"], color="0.45", linewidth=1, linestyle="-.", label="real images (the floor)")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sorted({steps for points in curves.values() for steps in points}))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("sampling steps")
+    axes.set_ylabel("FID against the test images")
+    axes.set_title(title, fontsize=10)
+    axes.grid(which="both", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,51 @@
+"""results.json: what has been evaluated, so that it need not be again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from utils.errors import InputError
+from utils.files import read_if_there, write_atomically
+
+FORMAT_VERSION = 1
+
+
+class Results:
+    """A file of entries; each is what was evaluated and what was found, in one flat dictionary."""
+
+    def __init__(self, path: Path):
+        """Reads the file if it is there.
+
+        Raises:
+            InputError: it is something else.
+        """
+        self.path = path
+        self.entries = _read_entries(path)
+
+    def find(self, subject: dict[str, Any]) -> dict[str, Any] | None:
+        """The entry on a subject: the first that agrees with it in all that it names."""
+        for entry in self.entries:
+            if all(key in entry and entry[key] == value for key, value in subject.items()):
+                return entry
+        return None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Adds an entry, and writes the file."""
+        self.entries.append(entry)
+        text = json.dumps({"format_version": FORMAT_VERSION, "evaluations": self.entries}, indent=1)
+        write_atomically(self.path, lambda file: file.write(text.encode()))
+
+
+def _read_entries(path: Path) -> list[dict[str, Any]]:
+    text = read_if_there(path)
+    if text is None:
+        return []
+    try:
+        content = json.loads(text)
+        version, entries = content["format_version"], content["evaluations"]
+        whole = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, or not results of evaluate.py; delete or rename it") from error
+    if version != FORMAT_VERSION or not whole:
+        raise InputError(f"{path}: not results of this version of evaluate.py; delete or rename it")
+    return entries

@@ -1,0 +1,29 @@
+"""How the rest of the project reads and writes: rank 0 alone touches the disk, and all ranks receive what it found.
+
+Here alone the functions of this package, which know of one process, meet `on_rank_zero`.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from utils.files import disk, torch_file, yaml_file
+from utils.process.distributed import on_rank_zero
+
+read_yaml = on_rank_zero(yaml_file.read_yaml)
+read_torch_file = on_rank_zero(torch_file.read_torch_file)
+read_if_there = on_rank_zero(disk.read_if_there)
+write_atomically = on_rank_zero(disk.write_atomically)
+append_line = on_rank_zero(disk.append_line)
+prepare_folder = on_rank_zero(disk.prepare_folder)
+find_files = on_rank_zero(disk.find_files)
+delete_files = on_rank_zero(disk.delete_files)
+sha256 = on_rank_zero(disk.sha256)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other runs from writing there: see `disk.locked`."""
+    with ExitStack() as held:
+        on_rank_zero(lambda: held.enter_context(disk.locked(folder)))()
+        yield

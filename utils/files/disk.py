@@ -1,0 +1,153 @@
+"""Files that are written whole or not at all, and folders that can be written to."""
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from utils.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+LOCK_NAME = ".lock"
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls `write` with a temporary file beside `path`, then renames it: a kill leaves the old file or the new one.
+
+    When this returns, the file and its name are on the disk.
+
+    Raises:
+        InputError: the disk is full, the folder cannot be written to, or the like; the old file stands.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # torch.save says what the disk said only in the context of its own error.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, OSError | RuntimeError) and isinstance(reason, OSError):
+            raise _cannot_be_written(path, reason) from error
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file.
+
+    Raises:
+        InputError: the disk is full, or the like.
+    """
+    try:
+        with open(path, "a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _cannot_be_written(path, error) from error
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """The content of a file, None if there is no such file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal: the same wherever the file lies."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_files(folder: Path, *patterns: str) -> list[Path]:
+    """What lies in a folder under names of these patterns, in order; nothing if there is no such folder."""
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
+def delete_files(folder: Path, *patterns: str) -> None:
+    """Deletes the files of a folder whose names match; then the folder, if nothing else is in it."""
+    for path in find_files(folder, *patterns):
+        path.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def require_regular_file(path: Path) -> None:
+    """Refuses what is no file, such as a folder, or a pipe or device that might never end.
+
+    Raises:
+        InputError: it is not there, or is none.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path}: cannot be read: {'Is a directory' if stat.S_ISDIR(mode) else 'not a file'}")
+
+
+def _cannot_be_written(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot be written: {error.strerror or error}; with that mended, the same command goes on"
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps other runs from writing there; the lock ends with the process, however that ends.
+
+    Raises:
+        InputError: another run has it, or the folder cannot be written to.
+    """
+    prepare_folder(folder)
+    with open(folder / LOCK_NAME, "w") as file:
+        if fcntl:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"{folder}: another process is writing there; wait, or choose another folder"
+                ) from error
+        yield
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes the folder where it is missing, and tests that it can be written to.
+
+    Raises:
+        InputError: it cannot.
+    """
+    probe = folder / ".writable.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{folder}: this folder cannot be written: {error.strerror or error}") from error

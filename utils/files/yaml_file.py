@@ -1,0 +1,73 @@
+"""Reading a YAML that may come from anyone: it can only be data, and only little of it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import InputError
+from utils.files.disk import require_regular_file
+
+MOST_BYTES = 2**16
+MOST_NODES, DEEPEST = 2000, 16  # values, where a value that is referred to counts each time: no "billion laughs"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-4 is a number also without a dot, and a key given twice is an error."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.depth, self.sizes = 0, dict[int, int]()
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """A value and all that it holds; limited in depth, and in size with what its aliases stand for."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if id(node) not in self.sizes:
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [part for pair in parts for part in (pair if isinstance(pair, tuple) else [pair])]
+            if any(id(part) not in self.sizes for part in parts):
+                raise yaml.composer.ComposerError(None, None, "a value that contains itself")
+            self.sizes[id(node)] = 1 + sum(self.sizes[id(part)] for part in parts)
+        if self.sizes[id(node)] > MOST_NODES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MOST_NODES} values")
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} given twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says, without executing anything.
+
+    Raises:
+        InputError: there is no such file, it is too large, or no YAML.
+    """
+    require_regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(text) > MOST_BYTES:
+        raise InputError(f"{path}: no configuration: larger than {MOST_BYTES // 2**10} KiB")
+    try:
+        return yaml.load(text.decode(), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except Exception as error:  # whatever a broken file makes the reader say, the file is what is wrong
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error

@@ -1,0 +1,233 @@
+"""Many processes at one job: torchrun starts them, `torch.distributed` connects them.
+
+    torchrun --standalone --nproc_per_node=2 train.py --config_path ...
+
+Every rank runs the same script and takes the same decisions. Rank 0 alone reads, writes and prints; the other ranks
+receive what it read, or the error it met (`on_rank_zero`). A process started without torchrun is rank 0 of a world of
+size 1, and none of this does anything.
+"""
+
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from functools import cache, partialmethod, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from utils.errors import InputError
+
+# A process that ends is noticed at once; a machine that is lost, when it has not answered within a step for so long.
+STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
+# One rank may fetch data, or write a checkpoint, while the others wait.
+LONGEST_WAIT = timedelta(hours=1)
+
+P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
+_store: dist.Store | None = None
+_acts_alone = False  # while this rank does what the others do not
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Connects the processes that torchrun started; inside, only rank 0 prints and shows progress bars."""
+    global _store
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        yield
+        return
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    _store = dist.PrefixStore(_name_of_this_start(store, rank, world_size), store)
+    dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
+    if not is_rank_zero():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    yield
+    dist.destroy_process_group()
+
+
+def _name_of_this_start(store: dist.Store, rank: int, world_size: int) -> str:
+    """A name that rank 0 makes up, and tells the ranks that have started with it.
+
+    Where torchrun has restarted them, the store still holds what the previous processes left there, above all their
+    addresses, and machines may disagree on the number of restarts (https://github.com/pytorch/pytorch/issues/135712).
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"process/{rank}", own)
+        name = store.get(f"name for/{own}").decode()  # waits for the answer to this very process
+        store.set(f"heard/{name}/{rank}", "")
+        return name
+    waiting = set(range(1, world_size))
+    while waiting:
+        for other in waiting:  # until it has started, this may answer its predecessor
+            store.set(f"name for/{store.get(f'process/{other}').decode()}", own)
+        waiting = {other for other in waiting if not store.check([f"heard/{own}/{other}"])}
+        time.sleep(0.02)
+    return own
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def is_rank_zero() -> bool:
+    """Whether this is the process that reads, writes and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    global _acts_alone
+    before, _acts_alone = _acts_alone, True
+    try:
+        yield
+    finally:
+        _acts_alone = before
+
+
+def _is_collective() -> bool:
+    return world_size() > 1 and not _acts_alone
+
+
+def all_gather(value: T) -> list[T]:
+    """The values of all ranks, in their order, on every rank. Tensors in it should lie on the CPU."""
+    if not _is_collective():
+        return [value]
+    values = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def all_reduce_max(*numbers: int, timeout: timedelta = STEP_TIMEOUT) -> list[int]:
+    """The maximum over all ranks, for each number; asked for after each step."""
+    found = torch.tensor(numbers)
+    if _is_collective():
+        dist.all_reduce(found, op=dist.ReduceOp.MAX, group=_step_group("gloo", timeout))
+    return found.tolist()
+
+
+def all_reduce_sum(numbers: Tensor) -> list[float]:
+    """The sum over all ranks, for each number [N]; `numbers` itself is not changed."""
+    found = numbers.to("cpu", copy=True)
+    if _is_collective():
+        dist.all_reduce(found)
+    return found.tolist()
+
+
+def on_rank_zero(act: Callable[P, R]) -> Callable[P, R]:
+    """A function that rank 0 alone calls; every rank returns its result, or raises its InputError."""
+
+    @wraps(act)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _is_collective():
+            return act(*args, **kwargs)
+        answer: list = [None, None]
+        if is_rank_zero():
+            with _alone():
+                try:
+                    answer[0] = act(*args, **kwargs)
+                except InputError as error:
+                    answer[1] = error
+        dist.broadcast_object_list(answer)
+        if answer[1]:
+            raise answer[1]
+        return answer[0]
+
+    return call
+
+
+def rank_zero_first(act: Callable[P, R]) -> Callable[P, R]:
+    """A function that every rank calls, rank 0 before the others, so that these find what it left on the disk.
+
+    Then comes the first rank of every other machine, which may have a disk of its own, and then all others. An
+    InputError of one is raised by all.
+    """
+
+    @wraps(act)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _is_collective():
+            return act(*args, **kwargs)
+        own_turn = 0 if is_rank_zero() else 1 if local_rank() == 0 else 2
+        for turn in range(3):
+            wrong = None
+            if turn == own_turn:
+                with _alone():
+                    try:
+                        result = act(*args, **kwargs)
+                    except InputError as error:
+                        wrong = error
+            for error in filter(None, all_gather(wrong)):
+                raise error
+        return result
+
+    return call
+
+
+def distributed_map(act: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    """`map(act, tasks)` on every rank, where each rank computes its share. Results should lie on the CPU."""
+    for start in range(0, len(tasks), world_size()):
+        now = tasks[start : start + world_size()]
+        mine = act(now[rank()]) if rank() < len(now) else None
+        yield from all_gather(mine)[: len(now)]
+
+
+def tasks_per_rank(tasks: Sequence) -> int:
+    """How many of the tasks of a `distributed_map` a rank computes at most."""
+    return -(-len(tasks) // world_size())
+
+
+def micro_batches(batch_size: int, accumulation_steps: int) -> list[slice]:
+    """This rank's shard of a global batch, in so many consecutive pieces, as slices of the global batch."""
+    parts = world_size() * accumulation_steps
+    own = range(rank() * accumulation_steps, (rank() + 1) * accumulation_steps)
+    return [slice(batch_size * k // parts, batch_size * (k + 1) // parts) for k in own]
+
+
+@cache
+def _step_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
+    return dist.new_group(backend=backend, timeout=timeout)
+
+
+def data_parallel(network: nn.Module, device: torch.device, timeout: timedelta = STEP_TIMEOUT) -> nn.Module:
+    """The network, whose gradients are averaged over all ranks in each backward pass."""
+    if world_size() == 1:
+        return network
+    group = _step_group("nccl" if device.type == "cuda" else "gloo", timeout)
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, process_group=group, gradient_as_bucket_view=True)
+
+
+def no_sync(network: nn.Module) -> AbstractContextManager:
+    """Inside, the gradients of a `data_parallel` network are accumulated on each rank, and not exchanged."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+def is_first_to_say(message: str) -> bool:
+    """Whether no other rank has asked this about the same message: it should be printed once."""
+    try:
+        return _store is None or _store.add(f"said: {message}", 1) == 1
+    except RuntimeError:  # with torchrun, the store has gone
+        return True
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether the error is that another process no longer answers."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -1,0 +1,156 @@
+"""The loop of a run, and what happens between its steps: the log, checkpoints, pictures, and signals to stop."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from tqdm import tqdm
+
+from utils.checkpoints import save_checkpoint
+from utils.config import Config
+from utils.errors import InputError
+from utils.files import locked
+from utils.pictures import grid, save_picture
+from utils.process import distributed
+from utils.process.interruption import Interrupted, SignalWatch
+from utils.process.timing import Stopwatch
+from utils.sampling import draw_samples
+from utils.training.log import forget_after, log
+from utils.training.run import STATE_NAME, Run
+from utils.training.trainer import Trainer
+
+MOST_SKIPPED_IN_A_ROW = 10
+
+
+class TrainingLoop:
+    """Iterates over the numbers of the steps that a run has left; each is to be taken by `trainer.take_step`."""
+
+    def __init__(self, run: Run, trainer: Trainer, config: Config, stopwatch: Stopwatch, description: str):
+        """
+        Args:
+            run: the folder, and the state to continue from, which is taken out of it and given to the trainer.
+
+        Raises:
+            InputError: the state does not fit the trainer's network.
+        """
+        self.run, self.trainer, self.config = run, trainer, config
+        self.stopwatch, self.description = stopwatch, description
+        self.saved_step, self.saved_at = None, time.monotonic()
+        if run.state:
+            try:
+                trainer.load_state_dict(run.state, run.state["step"])
+            except ValueError as error:
+                raise InputError(f"{run.folder / STATE_NAME}: damaged: {error}; --restart begins anew") from error
+            self.saved_step = trainer.step
+            run.state = None  # it may be large
+
+    def __iter__(self) -> Iterator[int]:
+        """Before each step, seeds PyTorch with its number; between steps, saves and logs as the settings say."""
+        settings, trainer = self.trainer.settings, self.trainer
+        with (
+            locked(self.run.folder),
+            tqdm(total=self.run.num_steps, initial=trainer.step, desc=self.description, unit="step") as progress,
+            SignalWatch(patient=distributed.world_size() > 1) as watch,
+        ):
+            forget_after(self.run.folder, trainer.step)
+            self._begin_interval()
+            self.stopwatch.lap("start")
+            part = "first step"
+            while True:
+                # A run that continues comes by here first, and makes what a kill kept it from writing.
+                if trainer.step > 0 and self._is_due(settings.save_and_sample_every_n):
+                    self._save_all()
+                if trainer.step == self.run.num_steps:
+                    return
+                trainer.seed_for("step")
+                yield trainer.step
+                progress.update()
+                if self._is_due(settings.log_every_n) or self._is_due(settings.save_and_sample_every_n):
+                    progress.set_postfix(loss=self._log(), refresh=False)
+                self.stopwatch.lap(part)
+                part = "steps"
+                minutes_passed = time.monotonic() - self.saved_at >= 60 * settings.checkpoint_every_minutes
+                signum, must_save = distributed.all_reduce_max(
+                    watch.received or 0, minutes_passed, timeout=trainer.timeout
+                )
+                if signum or must_save:
+                    self._save_between()
+                if signum:
+                    raise Interrupted(signum, f"{self.run.folder}, after step {trainer.step}")
+
+    def _is_due(self, every: int) -> bool:
+        return self.trainer.step % every == 0 or self.trainer.step == self.run.num_steps
+
+    def _begin_interval(self) -> None:
+        self.interval_start, self.interval_step = time.perf_counter(), self.trainer.step
+
+    def _log(self) -> str:
+        """Logs the means since the last line; the loss, to be shown.
+
+        Raises:
+            InputError: too many steps in a row were skipped.
+        """
+        trainer, count = self.trainer, self.trainer.step - self.interval_step
+        loss, norm, taken = trainer.take_metrics()
+        rate = trainer.learning_rate(trainer.step - 1)
+        if trainer.most_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise InputError(
+                f"{self.run.folder}: the loss was not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                f"{trainer.step} or before: stopped; the last checkpoint stands. Try --restart with a smaller "
+                f"learning_rate (it was {rate:g})"
+            )
+        line = {
+            "step": trainer.step,
+            "loss": loss,
+            "gradient_norm": norm,
+            "skipped_steps": count - taken,
+            "learning_rate": rate,
+            "steps_per_second": count / (time.perf_counter() - self.interval_start),
+        }
+        log(self.run.folder, line)
+        self._begin_interval()
+        return "not finite" if loss is None else f"{loss:.4f}"
+
+    def _save_all(self) -> None:
+        """Saves the state, a picture and a checkpoint, in this order."""
+        run, step = self.run, self.trainer.step
+        self._save_state()
+        if not run.has_checkpoint(step):
+            self._draw()
+            path, weights = run.checkpoint_path(step), self.trainer.ema.state_dict()
+            save_checkpoint(path, weights, config=self.config, step=step, sampling_steps=run.sampling_steps)
+            tqdm.write(f"wrote {path} and its sample")
+        self._log_seconds()
+        self._begin_interval()
+
+    def _save_between(self) -> None:
+        """Saves the state alone, after any step."""
+        if self.trainer.step > self.interval_step:  # the steps since the last line are not logged yet
+            self._log()
+        self._save_state()
+        self._log_seconds()
+
+    def _save_state(self) -> None:
+        if self.saved_step == self.trainer.step:  # by the process that this one continues, or since minutes had passed
+            return
+        self.run.save_state(self.trainer.step, self.trainer.compute.as_dict(), self.trainer.state_dict())
+        self.saved_step, self.saved_at = self.trainer.step, time.monotonic()
+        self.stopwatch.lap("checkpoints")
+
+    def _draw(self) -> None:
+        sampling = self.config.sampling
+        pictures = draw_samples(
+            replace(self.trainer.model, network=self.trainer.ema),
+            self.config,
+            sampling.num_samples,
+            sampling_steps=self.run.sampling_steps or sampling.sampling_steps,
+            seed=self.config.seed,
+            device=self.trainer.compute.device,
+        )
+        path = self.run.folder / f"sample-{self.trainer.step}.png"
+        save_picture(grid(pictures, self.config.network.num_classes), path)
+        self.stopwatch.lap("pictures")
+
+    def _log_seconds(self) -> None:
+        self.stopwatch.lap("checkpoints")
+        log(self.run.folder, {"step": self.trainer.step, "seconds": self.stopwatch.take()})

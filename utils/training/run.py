@@ -1,0 +1,195 @@
+"""A run: one training in one folder. What makes it this run and no other, and whether it may be continued.
+
+The folder holds `training_state.pt` (what continuing needs), `diffusion-<step>.pt`, `sample-<step>.png` and
+`metrics.jsonl`. They are written in the order state, picture, checkpoint: where there is a checkpoint, all that
+belongs to its step is there; where there is a state, the rest can be made from it.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError, model_validator
+
+from utils.checkpoints import Checkpoint
+from utils.config import Config, Count, NonNegativeInt, Section, differences, explain
+from utils.errors import InputError
+from utils.files import delete_files, find_files, locked, read_torch_file, write_atomically
+from utils.files.disk import LOCK_NAME
+from utils.training.log import LOG_NAME
+
+STATE_NAME = "training_state.pt"
+STATE_VERSION = 2
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp", LOCK_NAME)
+
+
+class Computed(Section):
+    """How the last process computed: see utils/compute.py."""
+
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    processes: Count
+
+
+class Header(Section):
+    """What a training state holds besides tensors."""
+
+    identity: dict[str, Any]
+    num_steps: Count
+    step: NonNegativeInt
+    compute: Computed
+
+    @model_validator(mode="after")
+    def is_within_the_run(self) -> "Header":
+        """No more steps have been taken than there are."""
+        if self.step > self.num_steps:
+            raise ValueError(f"step: {self.step} of {self.num_steps}")
+        return self
+
+
+STATE_KEYS = Header.model_fields.keys() | {"network", "ema", "optimizer"}
+
+
+@dataclass
+class Run:
+    """A training of `num_steps` steps in a folder.
+
+    Attributes:
+        identity: what makes this run what it is; everything must be the same to continue it.
+        state: what the last process saved in the folder, None before anything has been saved.
+        sampling_steps: what the model is distilled for, None for an undistilled model.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    num_steps: int
+    state: dict[str, Any] | None
+    sampling_steps: int | None = None
+
+    @classmethod
+    def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
+        """The run of train.py that begins with the weights of `initial`, or with random ones; see `find`."""
+        unused = {"data": {"test_root"}, "distillation": True, "training": {"num_training_steps", "accumulation_steps"}}
+        identity = config.model_dump(exclude=unused)
+        identity["load_model_weights_from_checkpoint"] = initial.sha256 if initial else None
+        return cls.find(folder, identity, config.training.num_training_steps, restart=restart, may_grow=True)
+
+    @classmethod
+    def of_student(
+        cls, folder: Path, config: Config, teacher: Checkpoint, sampling_steps: int, *, restart: bool
+    ) -> "Run":
+        """The run of distill.py for the student of so many sampling steps; see `find`."""
+        settings = config.distillation
+        apart = {"num_training_steps_per_iteration", "learning_rate", "accumulation_steps"}
+        identity = config.model_dump(exclude={"data": {"test_root"}, "training": True, "distillation": apart})
+        identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
+        identity |= {"teacher_model_checkpoint": teacher.sha256, "sampling_steps": sampling_steps}
+        run = cls.find(folder, identity, settings.num_training_steps(sampling_steps), restart=restart)
+        run.sampling_steps = sampling_steps
+        return run
+
+    @classmethod
+    def find(
+        cls, folder: Path, identity: dict[str, Any], num_steps: int, *, restart: bool = False, may_grow: bool = False
+    ) -> "Run":
+        """The run with what is in its folder, if that is its own; `restart` does not look.
+
+        A finished run may be continued with more steps where `may_grow` is set.
+
+        Raises:
+            InputError: the state in the folder is that of another run, or there are checkpoints without a state.
+        """
+        path = folder / STATE_NAME
+        if restart or not find_files(folder, STATE_NAME):
+            for checkpoint in [] if restart else find_files(folder, "diffusion-*.pt"):
+                raise InputError(f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}; --restart deletes it")
+            return cls(folder, identity, num_steps, None)
+        state = read_torch_file(path, STATE_KEYS, "a training state", STATE_VERSION)
+        try:
+            Header.model_validate({key: state[key] for key in Header.model_fields})
+        except ValidationError as error:
+            raise InputError(f"{path}: damaged: {': '.join(explain(error, Header))}; --restart begins anew") from error
+        for difference in differences(state["identity"], identity):
+            raise InputError(f"{path}: belongs to another run: {difference}; --restart begins anew")
+        grows = may_grow and state["step"] == state["num_steps"] < num_steps
+        if num_steps != state["num_steps"] and not grows:
+            advice = "only a finished run can be taken further" if may_grow else "--restart begins anew"
+            raise InputError(
+                f"{path}: number of training steps is {state['num_steps']} there ({state['step']} taken) and "
+                f"{num_steps} here; {advice}"
+            )
+        return cls(folder, identity, num_steps, state)
+
+    @property
+    def begun_compute(self) -> dict[str, Any] | None:
+        """How an earlier process of this run computed."""
+        return self.state and self.state["compute"]
+
+    def save_state(self, step: int, compute: dict[str, Any], tensors: dict[str, dict]) -> None:
+        """Writes all that continuing after this step needs."""
+        header = {"identity": self.identity, "num_steps": self.num_steps, "step": step, "compute": compute}
+        state = {"format_version": STATE_VERSION} | header | tensors
+        write_atomically(self.folder / STATE_NAME, lambda file: torch.save(state, file))
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is saved."""
+        return self.folder / f"diffusion-{step}.pt"
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether the checkpoint of a step has been saved."""
+        return bool(find_files(self.folder, f"diffusion-{step}.pt"))
+
+    @property
+    def final_checkpoint(self) -> Path:
+        """Where the checkpoint of the last step is saved."""
+        return self.checkpoint_path(self.num_steps)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step has been taken, and all that belongs to it has been written."""
+        return self.state is not None and self.state["step"] == self.num_steps and self.has_checkpoint(self.num_steps)
+
+
+def delete_run(folder: Path) -> None:
+    """Deletes what a run writes, and nothing else.
+
+    Raises:
+        InputError: another process is writing there.
+    """
+    with locked(folder):
+        delete_files(folder, *RUN_FILES)
+
+
+def student_folders(folder: Path) -> list[tuple[Path, int, int]]:
+    """The students' folders that are there: (path, iteration, number of sampling steps)."""
+    matches = [(path, re.fullmatch(r"(\d+)_(\d+)", path.name)) for path in find_files(folder, "*_*")]
+    return [(path, int(match[1]), int(match[2])) for path, match in matches if match]
+
+
+def require_same_students(folder: Path, students: list[int]) -> None:
+    """Refuses a folder with students of other numbers of steps than these, the first iteration's first.
+
+    Raises:
+        InputError: naming the student and both initial numbers of steps.
+    """
+    for path, iteration, steps in student_folders(folder):
+        if iteration <= len(students) and steps != students[iteration - 1]:
+            raise InputError(
+                f"{path}: another run's student: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} there and "
+                f"is {students[0]} here; --restart begins anew"
+            )
+
+
+def delete_students(folder: Path) -> None:
+    """Deletes an earlier distillation, and nothing else."""
+    for path, _, _ in student_folders(folder):
+        delete_run(path)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the latest step in a run's folder, None if there is none."""
+    matches = [(path, re.fullmatch(r"diffusion-(\d+)\.pt", path.name)) for path in find_files(folder, "diffusion-*.pt")]
+    steps = {int(match[1]): path for path, match in matches if match}
+    return steps[max(steps)] if steps else None

@@ -1,0 +1,157 @@
+"""One step of training: from the global batch to the exponential moving average (EMA) of the weights."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from models.diffusion import Diffusion
+from utils.compute import Compute
+from utils.config import Optimization
+from utils.errors import InputError
+from utils.files.torch_file import require_like
+from utils.process import distributed
+from utils.process.randomness import seed_of
+
+
+def require_image_for_each_rank(settings: Optimization) -> None:
+    """Refuses a global batch that cannot be sharded.
+
+    Raises:
+        InputError: there would be processes without an image.
+    """
+    world_size, steps, section = distributed.world_size(), settings.accumulation_steps, type(settings).__name__.lower()
+    if settings.batch_size < world_size * steps:
+        raise InputError(
+            f"{section}.batch_size: {settings.batch_size} is less than {world_size * steps}, an image for each of "
+            f"{world_size} processes in each of {steps} accumulation_steps"
+        )
+
+
+class Trainer:
+    """A model, Adam and the EMA of the weights; on every rank the same.
+
+    Attributes:
+        model: the one to compute losses with; its network averages its gradients over all ranks.
+        ema: the network with the averaged weights, in evaluation mode.
+        step: how many steps have been taken.
+        most_skipped_in_a_row: of the steps, since their gradient was not finite; a tensor [] on the device.
+    """
+
+    def __init__(
+        self,
+        model: Diffusion,
+        settings: Optimization,
+        compute: Compute,
+        *,
+        learning_rate: Callable[[int], float],
+        seed: tuple[int, int | None],
+    ):
+        """
+        Args:
+            model: the model to train, in place.
+            compute: how the model computes.
+            learning_rate: the learning rate at each step.
+            seed: the configuration's seed, and what the model is distilled for.
+        """
+        self.settings, self.compute, self.learning_rate, self.seed = settings, compute, learning_rate, seed
+        self.network = compute.for_training(model).network
+        self.adam = torch.optim.Adam(self.network.parameters(), betas=(0.9, settings.adam_beta2), fused=True)
+        self.averaged = AveragedModel(self.network, multi_avg_fn=self._average)
+        self.ema = self.averaged.module.eval()
+        self.timeout = distributed.COMPILATION_TIMEOUT if compute.compiles else distributed.STEP_TIMEOUT
+        parallel = distributed.data_parallel(self.network.train(), compute.device, self.timeout)
+        self.model = replace(model, network=parallel)
+        self.step = 0
+        self.skipped_in_a_row, self.most_skipped_in_a_row = (torch.zeros((), device=compute.device) for _ in range(2))
+        self._sums = torch.zeros(3, device=compute.device)
+
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
+        # Warmed up: without it, the average is the first, random weights for thousands of steps.
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(decay)(averaged, current, None)
+
+    def seed_for(self, what: str) -> None:
+        """Seeds PyTorch: all that is drawn in a step depends on its number alone, so nothing need be remembered."""
+        torch.manual_seed(seed_of(what, *self.seed, index=self.step))
+
+    def take_step(self, losses_of: Callable[..., Tensor], *batch: Tensor | None) -> None:
+        """One step of training on a global batch of tensors [B, ...]; what is None stays None.
+
+        `losses_of` is given the same of a micro-batch, and returns the loss of each image, [b]. The step goes down the
+        gradient of their mean over the global batch. Nothing in it waits for the device.
+        """
+        # Accumulate gradients: a rank's shard of the global batch, one micro-batch after the other. With the gradients
+        # of the last, the ranks exchange them all.
+        loss = torch.zeros((), device=self.compute.device)
+        micro_batches = distributed.micro_batches(self.settings.batch_size, self.settings.accumulation_steps)
+        for images in micro_batches:
+            # Dropout depends on the place in the global batch: a tensor, or compiled code would be compiled anew.
+            self.network.first_example = torch.full((), images.start, dtype=torch.int32, device=self.compute.device)
+            self.seed_for("dropout")
+            exchange = images == micro_batches[-1]
+            with nullcontext() if exchange else distributed.no_sync(self.model.network):
+                losses = losses_of(*(tensor if tensor is None else tensor[images] for tensor in batch))
+                share = losses.sum() / self.settings.batch_size
+                # A loss that is not finite makes the whole gradient NaN, whatever its own was: so all ranks, which see
+                # their own losses and the mean of the gradients, skip the same steps.
+                nan_if_not_finite = torch.where(share.detach().isfinite(), 1.0, math.nan)
+                (share * distributed.world_size() * nan_if_not_finite).backward()
+            loss += share.detach()
+
+        # Update weights, unless the gradient is not finite.
+        norm = clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
+        skipped = (~norm.isfinite()).float()
+        self.adam.param_groups[0]["lr"] = self.learning_rate(self.step)
+        self.adam.found_inf = skipped  # where it is 1, the fused Adam changes nothing
+        self.adam.step()
+        self.adam.zero_grad()
+
+        # Update EMA.
+        self.averaged.update_parameters(self.network)
+
+        # Metrics: the sums of loss and norm over the steps that were not skipped, and their number.
+        self._sums += torch.where(skipped > 0, 0, torch.stack([loss, norm, 1 - skipped]))
+        self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
+        self.most_skipped_in_a_row = torch.maximum(self.most_skipped_in_a_row, self.skipped_in_a_row)
+        self.step += 1
+
+    def take_metrics(self) -> tuple[float | None, float | None, int]:
+        """Mean loss and mean gradient norm over the steps since the last call that were not skipped; their number."""
+        _, norm, taken = self._sums.tolist()
+        loss, _, _ = distributed.all_reduce_sum(self._sums)  # each rank has the losses of its shard
+        self._sums.zero_()
+        return (loss / taken, norm / taken, int(taken)) if taken else (None, None, 0)
+
+    def state_dict(self) -> dict[str, dict]:
+        """Everything that continuing needs, but the number of the step."""
+        return {
+            "network": dict(self.network.state_dict()),
+            "ema": dict(self.averaged.state_dict()),
+            "optimizer": self.adam.state_dict()["state"],
+        }
+
+    def load_state_dict(self, state: dict[str, dict], step: int) -> None:
+        """Takes over a state after so many steps.
+
+        Raises:
+            ValueError: it is not the state of such a network, or not whole.
+        """
+        for name, expected in self.state_dict().items():
+            if name != "optimizer":
+                require_like(state[name], expected)
+        parameters = dict(enumerate(self.network.parameters()))
+        if not isinstance(state["optimizer"], dict) or state["optimizer"].keys() != parameters.keys():
+            raise ValueError("not the state of these parameters")
+        for index, parameter in parameters.items():  # the fused Adam would not look
+            moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            require_like(state["optimizer"][index], moments)
+        self.network.load_state_dict(state["network"])
+        self.averaged.load_state_dict(state["ema"])
+        self.adam.load_state_dict({"state": state["optimizer"], "param_groups": self.adam.state_dict()["param_groups"]})
+        self.step = step
