@@ -1,4 +1,4 @@
-"""How fast the steps of a lesson are, and how near to what the machine can do.
+"""Measures how fast the steps of a lesson are, as a share of what the machine can do.
 
     python bench.py --config_path configs/ddpm_32x32_v_continuous_small.yaml
 
@@ -46,7 +46,7 @@ MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags."""
+    """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
     parser.add_count("--batch_size", "images a step", "the config's, of training, distillation and sampling")
@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Batch:
-    """Images, noise and times, as the scripts draw them; always the same, since it is the rest that is measured."""
+    """A batch of images, noise and times, as the scripts draw them; the same one is used for all steps."""
 
     def __init__(self, config: Config, batch_size: int, device: torch.device):
         shape = (batch_size, config.data.num_channels, config.data.image_size, config.data.image_size)
@@ -70,7 +70,7 @@ class Batch:
 
 
 class PlainTrainer:
-    """A training step with Adam, clipped gradients and an average of the weights, as most would write it."""
+    """Adam, gradient clipping and EMA as most would write them: what `Trainer` is compared with."""
 
     def __init__(self, model: Diffusion, settings: Optimization):
         self.model, self.decay = model, settings.ema_decay
@@ -91,7 +91,7 @@ class PlainTrainer:
 
 @dataclass
 class Contender:
-    """An implementation of the steps: this project's, or the plain one."""
+    """The steps to be measured, in one implementation: this project's, or the plain one."""
 
     config: Config
     compute: Compute
@@ -100,7 +100,7 @@ class Contender:
 
     @cached_property
     def sampled(self) -> Diffusion:
-        """One model for both that sample: they differ in the sampler alone."""
+        """The model of `sampler_steps` and `network_evaluations`, which differ in the sampler alone."""
         return self.compute.for_inference(self.model(0.0), self.sampling_batch_size)
 
     def model(self, dropout: float) -> Diffusion:
@@ -111,7 +111,7 @@ class Contender:
         return model
 
     def trainer(self, dropout: float, settings: Optimization, batch_size: int) -> Trainer | PlainTrainer:
-        """A model to be trained on batches of this size, and what trains it."""
+        """A trainer of a new model, for batches of this size."""
         model = self.model(dropout)
         if self.plain:
             return PlainTrainer(model, settings)
@@ -119,7 +119,7 @@ class Contender:
         return Trainer(model, settings, self.compute, learning_rate=lambda _: LEARNING_RATE, seed=(0, None))
 
     def training_step(self, b: Batch) -> Callable[[], object]:
-        """As in train.py."""
+        """The training step of train.py."""
         settings = self.config.training
         trainer = self.trainer(self.config.network.dropout, settings, len(b.x))
 
@@ -129,7 +129,7 @@ class Contender:
         return partial(trainer.take_step, losses, b.x, b.eps, b.t, b.label)
 
     def distillation_step(self, b: Batch) -> Callable[[], object]:
-        """As in distill.py."""
+        """The distillation step of distill.py."""
         settings = self.config.distillation
         trainer = self.trainer(0.0, settings, len(b.x))
         teacher = self.compute.for_inference(self.model(0.0), len(b.x))
@@ -140,12 +140,12 @@ class Contender:
         return partial(trainer.take_step, losses, b.x, b.eps, b.i, b.label)
 
     def sampler_steps(self, b: Batch) -> Callable[[], object]:
-        """As in sample.py: `NUM_STEPS` of them."""
+        """`NUM_STEPS` steps of the sampler of sample.py."""
         clip = self.config.sampling.clip
         return torch.inference_mode()(lambda: ddim(self.sampled, b.eps, NUM_STEPS, label=b.label, clip=clip))
 
     def network_evaluations(self, b: Batch) -> Callable[[], object]:
-        """What the network alone takes of `sampler_steps`."""
+        """As many evaluations of the network as `sampler_steps` makes, and nothing else."""
 
         @torch.inference_mode()
         def run() -> None:
@@ -179,7 +179,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, float]:
-    """The median time of each call, in seconds; all in turn, so that what slows the machine slows them alike.
+    """The median time of each call, in seconds; all in turn, so that a slow hour of the machine slows them alike.
 
     The order is another in each round, since what ran before leaves the caches full of its own.
     """
@@ -193,7 +193,7 @@ def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.d
 
 
 def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int) -> dict[str, Any]:
-    """All that is shown."""
+    """Runs all measurements; what `show` prints, as a dictionary."""
     device, flop = compute.device, forward_flop(config)
     sizes = {name: batch_size or getattr(config, section).batch_size for name, (_, section, _, _) in STEPS.items()}
     batches = {size: Batch(config, size, device) for size in sizes.values()}
@@ -240,7 +240,7 @@ def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int)
 
 
 def show(found: dict[str, Any]) -> None:
-    """As a table."""
+    """Prints the measurements as a table."""
     print(
         f"{found['parameters']:,} parameters, {found['gflop_per_image']:.3f} GFLOP an image forward; "
         f"{found['device']}, {found['threads']} threads, torch {found['torch']}, {found['precision']}"
@@ -263,7 +263,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Everything is checked first; then all is measured in turn."""
+    """Checks everything first; then measures all steps in turn."""
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.training

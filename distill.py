@@ -30,7 +30,7 @@ from utils.training.trainer import Trainer, require_image_for_each_rank
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags; those of the configuration are None where they are left out."""
+    """Parses the command line; flags that override the configuration are None where they are left out."""
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments("distillation", output_dir="output/distilled/<name of the config>")
     teacher = "the diffusion-<step>.pt that teaches the first student; required"
@@ -58,7 +58,7 @@ def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
 
 
 def prepare(folder: Path, config: Config, device: torch.device, restart: bool) -> ImageData:
-    """The data, and a folder without an earlier distillation if that is wanted; when all else has been checked."""
+    """Loads the data and makes the folder, with --restart an empty one; called when all else has been checked."""
     data = load_data(config, device)
     prepare_folder(folder)
     if restart:
@@ -90,7 +90,7 @@ def distill(
 
 
 def main() -> None:
-    """Everything is checked before anything is written; then one student after the other."""
+    """Checks everything before anything is written; then trains one student after the other."""
     stopwatch = Stopwatch()
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
@@ -114,7 +114,7 @@ def main() -> None:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:
             data = data or prepare(folder, config, device, arguments.restart)
-            compute = Compute.choose(config, device, passes=passes, training=True, begun=run.begun_compute)
+            compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
             print(f"distilling on {compute}, to {sampling_steps} steps, writing to {run.folder}")
             distill(teacher, run, config, data, compute, stopwatch)
         teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher

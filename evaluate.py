@@ -33,7 +33,7 @@ MOST_ANCESTRAL_STEPS = 64  # by default; at more, the ancestral sampler only cos
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags."""
+    """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
     help = "its diffusion-<step>.pt; required"
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def samplers(text: str) -> list[str]:
-    """Names of samplers between commas, for argparse."""
+    """argparse type: names of samplers, separated by commas."""
     if not set(text.split(",")) <= set(SAMPLERS):
         raise argparse.ArgumentTypeError(f"should be ddim, ancestral or ddim,ancestral, not {text}")
     return text.split(",")
@@ -103,7 +103,7 @@ def choose_candidates(
 
 
 def main() -> None:
-    """Everything is checked before anything is drawn; then one row after the other."""
+    """Checks everything before anything is drawn; then evaluates one row after the other."""
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     device = cli.choose_device(arguments.device)
@@ -145,7 +145,7 @@ def main() -> None:
         tqdm.write(line_of(COLUMNS))
         rows, baseline = [], None
         for candidate in candidates:
-            found = evaluation.judge(candidate)
+            found = evaluation.evaluate(candidate)
             if baseline is None and candidate.name == "teacher" and candidate.sampler == "ddim":
                 baseline = found["fid"]  # the teacher at the most steps comes first
             rows.append((candidate, found))

@@ -26,7 +26,7 @@ from utils.sampling import draw_samples
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags."""
+    """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     help = "the diffusion-<step>.pt to sample; this or --compare is required"
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def parse_panel(text: str) -> tuple[Checkpoint, int]:
-    """CHECKPOINT:STEPS as the two; without steps, the checkpoint's own number."""
+    """Reads CHECKPOINT:STEPS; without :STEPS, the checkpoint's own number."""
     path, _, steps = text.rpartition(":")
     if not path or not steps.isdigit():
         checkpoint = load_checkpoint(text)
@@ -96,7 +96,7 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
 
 
 def main() -> None:
-    """Everything is checked before anything is drawn; then one set of samples after the other."""
+    """Checks everything before anything is drawn; then draws one set of samples after the other."""
     arguments = parse_arguments()
     device = cli.choose_device(arguments.device)
     panels = choose_panels(arguments)

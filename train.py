@@ -6,8 +6,6 @@ An interrupted run continues with the same command; a finished one is taken furt
 """
 
 import argparse
-import math
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +15,7 @@ from models.diffusion import stratified, training_loss
 from utils import cli
 from utils.checkpoints import build_model, load_checkpoint
 from utils.compute import TRAINING, Compute
-from utils.config import Training, load_config
+from utils.config import load_config
 from utils.data import load_data
 from utils.process.timing import Stopwatch
 from utils.training.log import table
@@ -27,7 +25,7 @@ from utils.training.trainer import Trainer, require_image_for_each_rank
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags; those of the configuration are None where they are left out."""
+    """Parses the command line; flags that override the configuration are None where they are left out."""
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments("training", output_dir="output/<name of the config>")
     parser.add_override("--num_training_steps", "training.num_training_steps", int, "steps of the optimizer")
@@ -36,16 +34,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def learning_rate(settings: Training, step: int) -> float:
-    """A linear warm-up, then constant or falling to 0 at the end of training."""
-    warmup = min(1.0, (step + 1) / (settings.warmup_steps + 1))
-    left = 1 - step / settings.num_training_steps
-    decay = {"none": 1.0, "linear": left, "cosine": math.sin(left * math.pi / 2) ** 2}[settings.learning_rate_decay]
-    return settings.learning_rate * warmup * decay
-
-
 def main() -> None:
-    """Everything is checked before anything is written; then the loop."""
+    """Checks everything before anything is written; then trains, step by step."""
     stopwatch = Stopwatch()
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
@@ -61,14 +51,13 @@ def main() -> None:
         return
 
     passes = TRAINING * run.num_steps * settings.batch_size
-    compute = Compute.choose(config, device, passes=passes, training=True, begun=run.begun_compute)
+    compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
     data = load_data(config, device)
     torch.manual_seed(config.seed)
     model = initial.model(device, config.network.dropout) if initial else build_model(config, device)
     if arguments.restart:
         delete_run(folder)
-    rate, seed = partial(learning_rate, settings), (config.seed, None)
-    trainer = Trainer(model, settings, compute, learning_rate=rate, seed=seed)
+    trainer = Trainer(model, settings, compute, learning_rate=settings.learning_rate_at, seed=(config.seed, None))
     loop = TrainingLoop(run, trainer, config, stopwatch, "training")
     print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")
 

@@ -1,11 +1,11 @@
-"""The network: a U-Net that looks at a noised image and its noise level (Ho et al. 2020; Nichol & Dhariwal 2021).
+"""The network: a U-Net, conditioned on the noise level and the class (Ho et al. 2020; Nichol & Dhariwal 2021).
 
 On the way down every level halves the image and keeps what it saw; on the way up every level doubles it and looks
 at what was kept. The noise level scales and shifts the activations of every block, and of the last norm.
 
-A way past all layers leads z itself to the output, times a factor that the noise level sets. For
+A skip connection past all layers adds z to the output, times a factor that the noise level sets. For
 v = cot(phi) z - x / sin(phi): wherever x is plain to see, as in the background of a digit, v is z times a number, and
-a constant. Without that way the noise in z must be carried through every norm and activation, and what is lost of it
+a constant. Without it the noise in z must be carried through every norm and activation, and what is lost of it
 stays in the pictures. (Karras et al. 2022, section 5, give their network such a skip; Peebles & Xie 2023 such a norm.)
 """
 
@@ -34,7 +34,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Every branch ends in such a layer: at the start of training the network is a plain chain of its skips."""
+    """Sets the parameters of a branch's last layer to 0: the network begins as a chain of its skip connections."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -49,9 +49,9 @@ def sinusoids(position: Tensor, features: int) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Dropout that depends on an image's place in the batch of a step, not on who computes it, nor beside which others.
+    """Dropout whose mask depends on an image's index in the global batch, and not on the rank that computes it.
 
-    So a batch may be shared out to several processes, or computed piece by piece, and is the same. Element e of image
+    So a global batch may be sharded, or computed in micro-batches, with the same result. Element e of image
     b is kept where a_e b + c_e mod 2^32, for random a and c, exceeds a threshold: elements are independent, and images
     pairwise (Dietzfelbinger 1996, Universal hashing and k-wise independent random variables).
     """
@@ -60,14 +60,14 @@ class Dropout(nn.Module):
         super().__init__()
         self.probability = probability
 
-    def forward(self, h: Tensor, place: Tensor) -> Tensor:
-        """h [B, C, H, W] and each image's place [B], int32, to [B, C, H, W]; nothing is dropped in evaluation mode."""
+    def forward(self, h: Tensor, index: Tensor) -> Tensor:
+        """h [B, C, H, W] and each image's index [B], int32, to [B, C, H, W]; nothing is dropped in evaluation mode."""
         if not self.training or self.probability == 0:
             return h
         _, channels, height, width = h.shape
         table = torch.randint(-(2**31), 2**31, (2, height, width, channels), dtype=torch.int32, device=h.device)
         a, c = table.permute(0, 3, 1, 2)  # channels last, as h
-        keep = torch.addcmul(c, a, place[:, None, None, None]) >= round((self.probability - 0.5) * 2**32)
+        keep = torch.addcmul(c, a, index[:, None, None, None]) >= round((self.probability - 0.5) * 2**32)
         return h * (keep / (1 - self.probability)).to(h.dtype)
 
 
@@ -78,7 +78,7 @@ def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a norm that the embedding scales and shifts, beside a skip."""
+    """Two convolutions around a norm that the embedding scales and shifts, and a skip connection."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float):
         super().__init__()
@@ -90,11 +90,11 @@ class ResidualBlock(nn.Module):
         self.conv_out = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, h: Tensor, embedding: Tensor, place: Tensor) -> Tensor:
-        """h [B, in_channels, H, W], embedding [B, E] and places [B] to [B, out_channels, H, W]."""
+    def forward(self, h: Tensor, embedding: Tensor, index: Tensor) -> Tensor:
+        """h [B, in_channels, H, W], embedding [B, E] and indices [B] to [B, out_channels, H, W]."""
         r = self.conv_in(F.silu(self.norm_in(h)))
         r = modulate(self.norm_out(r), self.scale_shift(embedding))
-        return self.skip(h) + self.conv_out(self.dropout(F.silu(r), place))
+        return self.skip(h) + self.conv_out(self.dropout(F.silu(r), index))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Every pixel looks at every pixel of the same image."""
+    """Self-attention between the pixels of an image."""
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -133,9 +133,9 @@ class Stage(nn.Module):
         self.block = ResidualBlock(in_channels, out_channels, embedding, dropout)
         self.attention = Attention(out_channels, num_heads) if attend else nn.Identity()
 
-    def forward(self, h: Tensor, embedding: Tensor, place: Tensor) -> Tensor:
-        """h [B, in_channels, H, W], embedding [B, E] and places [B] to [B, out_channels, H, W]."""
-        return self.attention(self.block(h, embedding, place))
+    def forward(self, h: Tensor, embedding: Tensor, index: Tensor) -> Tensor:
+        """h [B, in_channels, H, W], embedding [B, E] and indices [B] to [B, out_channels, H, W]."""
+        return self.attention(self.block(h, embedding, index))
 
 
 class UNet(nn.Module):
@@ -149,7 +149,7 @@ class UNet(nn.Module):
         num_residual_blocks: residual blocks a level on the way down (one more on the way up).
         attention_resolutions: sizes of the feature maps at which there is attention; always at the smallest.
         num_heads: attention heads; must divide the channels there.
-        patch_size: pixels folded into channels at the door, each way: 2 makes a quarter of the work.
+        patch_size: patches of so many pixels each way are folded into channels: 2 makes a quarter of the work.
         dropout: probability, in every residual block.
         time_scale: the noise angle in [0, 1] times this enters the sinusoids. They turn slowly: with a scale of 1
             the network hardly sees the time, and the loss hardly shows it. (The authors' `inv_cos`: 1000.)
@@ -159,7 +159,7 @@ class UNet(nn.Module):
         bfloat16: whether the convolutions and the attention compute in bfloat16 (False, until it is set). All else is
             float32 in any case: the weights, the embedding of the noise level, the norms, and, from the last norm on,
             the way to the output, where a rounding would stay in the picture.
-        first_example: the place, in the batch of a training step, of the first image that it is given; see `Dropout`.
+        first_example: the index, in the global batch, of the first image that it is given; see `Dropout`.
     """
 
     def __init__(
@@ -246,24 +246,24 @@ class UNet(nn.Module):
         if (label is None) != (self.num_classes == 0):
             raise ValueError(f"the network has {self.num_classes} classes, but label is {label}")
         embedding = self.embed(logsnr, label)
-        place = self.first_example + torch.arange(len(z), dtype=torch.int32, device=z.device)
+        index = self.first_example + torch.arange(len(z), dtype=torch.int32, device=z.device)
         with torch.autocast(z.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
-            h = self.trunk(z, embedding, place)
+            h = self.trunk(z, embedding, index)
         h = self.conv_out(F.silu(modulate(self.norm_out(h.float()), self.scale_shift(embedding))))
         output = rearrange(h, "b (c p q) y x -> b c (y p) (x q)", p=self.patch_size, q=self.patch_size)
         return output + self.skip(embedding)[:, :, None, None] * z
 
-    def trunk(self, z: Tensor, embedding: Tensor, place: Tensor) -> Tensor:
+    def trunk(self, z: Tensor, embedding: Tensor, index: Tensor) -> Tensor:
         """Down, through the middle and up: from z [B, C, H, W] to [B, channels, H / patch, W / patch]."""
         h = self.conv_in(rearrange(z, "b c (y p) (x q) -> b (c p q) y x", p=self.patch_size, q=self.patch_size))
         kept = [h]
         for layer in self.down:
-            h = layer(h, embedding, place) if isinstance(layer, Stage) else layer(h)
+            h = layer(h, embedding, index) if isinstance(layer, Stage) else layer(h)
             kept.append(h)
         for layer in self.middle:
-            h = layer(h, embedding, place)
+            h = layer(h, embedding, index)
         for layer in self.up:
-            h = layer(torch.cat([h, kept.pop()], dim=1), embedding, place) if isinstance(layer, Stage) else layer(h)
+            h = layer(torch.cat([h, kept.pop()], dim=1), embedding, index) if isinstance(layer, Stage) else layer(h)
         return h
 
     def for_inference(self) -> "UNet":

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from utils.config import Config, differences, load_config
+from utils.config import Config, Training, differences, load_config
 from utils.errors import InputError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -149,3 +149,12 @@ def test_the_longer_distillation_differs_in_the_distillation_alone():
     small, long = (load_config(ROOT / f"configs/ddpm_32x32_v_continuous_small{x}.yaml") for x in ("", "_long"))
     assert long.distillation != small.distillation
     assert long.model_copy(update={"distillation": small.distillation}) == small
+
+
+def test_learning_rates():
+    settings = Training(num_training_steps=100, learning_rate=1.0, warmup_steps=9)
+    assert [settings.learning_rate_at(step) for step in (0, 4, 9, 99)] == [0.1, 0.5, 1.0, 1.0]
+    settings = Training(num_training_steps=100, learning_rate=2.0, learning_rate_decay="linear")
+    assert [settings.learning_rate_at(step) for step in (0, 50, 100)] == [2.0, 1.0, 0.0]
+    settings = Training(num_training_steps=100, learning_rate=2.0, learning_rate_decay="cosine")
+    assert [settings.learning_rate_at(step) for step in (0, 50, 100)] == pytest.approx([2.0, 1.0, 0.0])

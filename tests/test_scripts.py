@@ -13,9 +13,6 @@ import torch
 from conftest import ROOT, call, run_script
 from PIL import Image
 
-import train
-from utils.config import Training
-
 
 def kill_once_there(path: Path, script: str, *arguments: object, cwd: Path) -> None:
     """Starts a script and kills it, with no chance to clean up, as soon as it has written a file."""
@@ -226,12 +223,3 @@ def test_classes_and_colour_go_all_the_way(folder_lesson, tmp_path, monkeypatch)
     student = "output/distilled/tiny/1_3/diffusion-4.pt"
     assert call("sample.py", "--checkpoint", student, "--sampler", "ancestral", "--num_samples", 5) == 0
     assert Image.open("output/grid.png").size == (2 * 18 + 2, 3 * 18 + 2)  # a column for each class
-
-
-def test_learning_rates():
-    settings = Training(num_training_steps=100, learning_rate=1.0, warmup_steps=9)
-    assert [train.learning_rate(settings, step) for step in (0, 4, 9, 99)] == [0.1, 0.5, 1.0, 1.0]
-    settings = Training(num_training_steps=100, learning_rate=2.0, learning_rate_decay="linear")
-    assert [train.learning_rate(settings, step) for step in (0, 50, 100)] == [2.0, 1.0, 0.0]
-    settings = Training(num_training_steps=100, learning_rate=2.0, learning_rate_decay="cosine")
-    assert [train.learning_rate(settings, step) for step in (0, 50, 100)] == pytest.approx([2.0, 1.0, 0.0])

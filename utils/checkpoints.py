@@ -1,4 +1,4 @@
-"""Checkpoints: enough to sample from a model and to teach with it, on any device; nothing in them is executed."""
+"""Checkpoints: the EMA weights of a model and its configuration, enough to sample and to teach with on any device."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ UNDISTILLED_SAMPLING_STEPS = 1024
 
 
 def build_model(config: Config, device: torch.device, dropout: float | None = None) -> Diffusion:
-    """The model that a configuration describes, with fresh weights; `dropout` replaces the configuration's."""
+    """A model with the architecture of a configuration and random weights; `dropout` replaces the configuration's."""
     settings = config.network.model_dump()
     if dropout is not None:
         settings["dropout"] = dropout
@@ -38,7 +38,7 @@ def build_model(config: Config, device: torch.device, dropout: float | None = No
 
 
 def _what_weights_mean(config: Config) -> dict[str, Any]:
-    """What two configurations must share for the weights of one to mean the same in the other."""
+    """The part of a configuration that must be the same for weights to be exchanged."""
     return {
         "data": config.data.model_dump(include={"image_size", "num_channels"}),
         "network": config.network.model_dump(exclude={"dropout"}),
@@ -46,8 +46,8 @@ def _what_weights_mean(config: Config) -> dict[str, Any]:
     }
 
 
-class Facts(Section):
-    """What a `diffusion-<step>.pt` holds besides the weights."""
+class Metadata(Section):
+    """The contents of a `diffusion-<step>.pt` besides the weights."""
 
     config: Config
     step: NonNegativeInt
@@ -74,7 +74,7 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the file: two runs from the same teacher are known by it, wherever the file lies."""
+        """The SHA-256 of the file, which identifies a teacher wherever its file lies."""
         return sha256(self.path)
 
     def require_same_model(self, config: Config, config_name: str) -> None:
@@ -141,11 +141,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: the file is missing, truncated, no checkpoint, of another format version, or its contents are off.
     """
     path = Path(path)
-    content = read_torch_file(path, Facts.model_fields.keys() | {"weights"}, "a checkpoint", FORMAT_VERSION)
+    content = read_torch_file(path, Metadata.model_fields.keys() | {"weights"}, "a checkpoint", FORMAT_VERSION)
     try:
-        facts = Facts.model_validate({key: content[key] for key in Facts.model_fields})
+        metadata = Metadata.model_validate({key: content[key] for key in Metadata.model_fields})
     except ValidationError as error:
-        raise InputError(f"{path}: what it says of itself is not valid: {': '.join(explain(error, Facts))}") from error
-    checkpoint = Checkpoint(path, facts.config, facts.step, facts.sampling_steps, content["weights"])
+        raise InputError(f"{path}: its metadata are not valid: {': '.join(explain(error, Metadata))}") from error
+    checkpoint = Checkpoint(path, metadata.config, metadata.step, metadata.sampling_steps, content["weights"])
     checkpoint.require_own_weights()
     return checkpoint

@@ -1,4 +1,4 @@
-"""What the scripts share at the command line: flags, the device, and errors in one line."""
+"""The command line: flags that scripts share, the device, and errors in one line."""
 
 import argparse
 import ctypes
@@ -23,27 +23,27 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Instead of the whole usage, one line."""
+        """Raises an InputError, instead of printing the whole usage."""
         raise InputError(f"{message} (--help explains the flags)")
 
     def add_override(self, flag: str, key: str, kind: type, help: str) -> None:
-        """A flag that replaces a key of the configuration; left out, it leaves the configuration's value."""
+        """Adds a flag that overrides a key of the configuration."""
         self.add_argument(
             flag, dest=CONFIG_KEY + key, type=kind, metavar="N", help=f"{help} (default: the config's {key})"
         )
 
     def add_count(self, flag: str, help: str, default: int | str, **options: Any) -> None:
-        """A flag that takes a whole number above 0; a default in words is None."""
+        """Adds a flag that takes a whole number above 0; a default in words stands for None."""
         value = default if isinstance(default, int) else None
         help = f"{help} (default: {default})"
         self.add_argument(flag, type=positive_int, default=value, metavar="N", help=help, **options)
 
     def add_config_path(self) -> None:
-        """The flag that names the lesson."""
+        """Adds --config_path."""
         self.add_argument("--config_path", required=True, metavar="YAML", help="the lesson's configuration; required")
 
     def add_run_arguments(self, section: str, output_dir: str) -> None:
-        """The flags of a script that trains as a section of the configuration says."""
+        """Adds the flags of a script that trains, whose settings are a section of the configuration."""
         self.add_config_path()
         self.add_argument("--output_dir", metavar="FOLDER", help=f"where everything is written (default: {output_dir})")
         self.add_override("--batch_size", f"{section}.batch_size", int, "images a step")
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--restart", action="store_true", help=restart)
 
     def add_compute_arguments(self) -> None:
-        """The flags of how to compute, and where: what `choose_device` and utils/compute.py read."""
+        """Adds --precision, --compile and --device: what `choose_device` and utils/compute.py read."""
         help = "of the convolutions and the attention; auto: bf16 where it is native (default: the config's)"
         self.add_argument("--precision", dest=CONFIG_KEY + "precision", choices=["auto", "fp32", "bf16"], help=help)
         help = "compile the network; auto: where it pays for itself within the run (default: the config's)"
@@ -75,7 +75,7 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def auto_or_bool(text: str) -> bool | str:
-    """auto, true or false, as in a YAML, for argparse."""
+    """argparse type: auto, true or false, as in a YAML."""
     values = {"auto": "auto", "true": True, "false": False}
     if text not in values:
         raise argparse.ArgumentTypeError(f"should be auto, true or false, not {text!r}")
@@ -83,7 +83,7 @@ def auto_or_bool(text: str) -> bool | str:
 
 
 def positive_int(text: str) -> int:
-    """A whole number above 0, for argparse."""
+    """argparse type: a whole number above 0."""
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"should be a whole number above 0, not {text!r}")
     return int(text)
@@ -130,7 +130,7 @@ def keep_freed_memory() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script: what the user can mend is one line on stderr and exit code 2; a bug keeps its traceback."""
+    """Runs a script: an InputError becomes one line on stderr and exit code 2; a bug keeps its traceback."""
     keep_freed_memory()
     before = signal.signal(signal.SIGTERM, Terminated.handle)
     try:
@@ -152,9 +152,9 @@ def run(main: Callable[[], None]) -> None:
 
 
 def leave(exit_code: int, message: str) -> NoReturn:
-    """Ends the process with a line on stderr; of several processes that say the same, one is heard.
+    """Ends the process with a line on stderr; where several ranks have the same line, it is printed once.
 
-    What a file made it say is not let loose on the terminal.
+    Control characters, which a file's name or content may have brought into it, do not reach the terminal.
     """
     message = "".join(letter if letter.isprintable() else "?" for letter in message)
     if distributed.is_first_to_say(message):
@@ -163,7 +163,7 @@ def leave(exit_code: int, message: str) -> NoReturn:
 
 
 def explain_runtime_error(error: RuntimeError) -> tuple[int, str] | None:
-    """Exit code and line for those of PyTorch's errors that are no bug."""
+    """Exit code and line for those of PyTorch's errors that are no bug, None for others."""
     if distributed.is_lost_peer(error):
         what = "another process of this run has ended, or no longer answers"
         return 1, f"error: {what}; the same command goes on from the last checkpoint"

@@ -29,13 +29,13 @@ class Compute:
     """How the networks of a run compute; a run that continues computes as it began, but for the number of processes.
 
     Attributes:
-        before: the number of processes that computed before, if another.
+        previous_world_size: the number of processes that computed before, if another.
     """
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
     compile: bool
-    before: int | None = None
+    previous_world_size: int | None = None
 
     @classmethod
     def choose(
@@ -45,18 +45,18 @@ class Compute:
         *,
         passes: float,
         training: bool,
-        begun: Mapping[str, Any] | None = None,
+        previous: Mapping[str, Any] | None = None,
     ) -> "Compute":
-        """What the configuration says; where it says `auto`, what is best on the device.
+        """Precision and compilation as configured; for `auto`, what is best on the device.
 
         Args:
-            passes: of an image through the network, in the whole run; see `FORWARD`, `TRAINING`, `DISTILLATION`.
+            passes: forward passes of one image in the whole run; see `FORWARD`, `TRAINING`, `DISTILLATION`.
             training: whether that is to train it, or to sample.
-            begun: `as_dict()` of an earlier process of the same run.
+            previous: `as_dict()` of an earlier process of the same run.
         """
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32: where float32 is multiplied at all
-        if begun is None:
+        if previous is None:
             precision = config.precision
             if precision == "auto":
                 precision = "bf16" if multiplies_bfloat16(device) else "fp32"
@@ -65,40 +65,40 @@ class Compute:
                 flop = passes * forward_flop(config) / distributed.world_size()
                 compiled = is_worth_compiling(flop, device, training)
             return cls(device, precision, compiled)
-        before = None if begun["processes"] == distributed.world_size() else begun["processes"]
-        return cls(device, begun["precision"], begun["compile"], before)
+        changed = previous["processes"] != distributed.world_size()
+        return cls(device, previous["precision"], previous["compile"], previous["processes"] if changed else None)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What convolutions and attention compute in."""
+        """The dtype of convolutions and attention."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
     def compiles(self) -> bool:
-        """Whether to compile, if that was chosen and there is a compiler; the first look takes seconds."""
+        """Whether to compile: that was chosen, and there is a compiler; the first call takes seconds."""
         return self.compile and compiler_works(self.device)
 
     def as_dict(self) -> dict[str, Any]:
-        """What a run that continues keeps, or is told; it may go on on another device."""
+        """What is saved with a run, to be kept when it continues; the device is not, and may be another."""
         return {"precision": self.precision, "compile": self.compile, "processes": distributed.world_size()}
 
     def __str__(self) -> str:
         text = f"{self.device} in {self.precision}{', compiled' if self.compiles else ''}"
-        if distributed.world_size() > 1 or self.before:
+        if distributed.world_size() > 1 or self.previous_world_size:
             text += f", processes: {distributed.world_size()}"
-        if self.before:
-            text += f" (before: {self.before}; the same training but for rounding)"
+        if self.previous_world_size:
+            text += f" (before: {self.previous_world_size}; the same training but for rounding)"
         return text
 
     def for_training(self, model: Diffusion) -> Diffusion:
-        """The model, in place, ready to be trained in this way."""
+        """Sets the precision of a model that is to be trained, in place, and compiles it."""
         model.network.bfloat16 = self.precision == "bf16"
         if self.compiles:
             model.network.compile(dynamic=False)
         return model
 
     def for_inference(self, model: Diffusion, batch_size: int) -> Diffusion:
-        """The model, ready to draw or to teach, `batch_size` images at once; no longer to be trained."""
+        """The model for sampling or teaching with batches of `batch_size`: without gradients, in place, compiled."""
         network = model.network
         network.bfloat16 = self.precision == "bf16"
         network.for_inference()
@@ -124,7 +124,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def is_worth_compiling(flop: float, device: torch.device, training: bool) -> bool:
-    """Whether so much is to be computed that compiling pays for itself."""
+    """Whether compiling pays for itself, for so many floating-point operations."""
     if device.type == "cpu":
         return not training and flop > WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
     return device.type == "cuda" and flop > WORTH_COMPILING_ON_A_GPU
@@ -132,7 +132,7 @@ def is_worth_compiling(flop: float, device: torch.device, training: bool) -> boo
 
 @cache
 def compiler_works(device: torch.device) -> bool:
-    """Whether anything can be compiled here; if not, says so in a line."""
+    """Whether torch.compile works here; if not, prints a warning."""
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # whatever stands in its way, the run can do without
@@ -144,7 +144,7 @@ def compiler_works(device: torch.device) -> bool:
 
 
 def forward_flop(config: Config) -> int:
-    """The floating-point operations of one image's way through the network; multiply and add are two."""
+    """The floating-point operations of one image's forward pass; a multiplication and an addition are two."""
     device = torch.device("meta")
     network = build_model(config, device).network
     z = torch.empty(1, config.data.num_channels, config.data.image_size, config.data.image_size, device=device)

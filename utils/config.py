@@ -1,9 +1,10 @@
-"""The configuration: what a YAML may say, and what is said to someone whose YAML says something else.
+"""The configuration: the schema of the YAML, and the error messages for what does not fit it.
 
 Every key is explained in configs/ddpm_32x32_v_continuous.yaml, whose values are the defaults here.
 """
 
 import difflib
+import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,7 +41,7 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Which images, and in what form."""
+    """The data set, and the size and channels of its images."""
 
     name: Literal["MNIST", "FashionMNIST", "CIFAR10", "folder"]
     root: PathText = "data"
@@ -51,7 +52,7 @@ class Data(Section):
 
 
 class Network(Section):
-    """The U-Net: see models/unet.py."""
+    """The architecture of the U-Net: see models/unet.py."""
 
     features: Annotated[Size, Field(multiple_of=2)] = 128
     multipliers: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1, max_length=12)] = [1, 2, 2, 2]
@@ -74,7 +75,7 @@ class DiffusionSettings(Section):
 
 
 class Optimization(Section):
-    """What training and distillation have in common."""
+    """The settings that training and distillation have in common."""
 
     batch_size: Count = 128
     accumulation_steps: Count = 1
@@ -88,12 +89,19 @@ class Optimization(Section):
 
 
 class Training(Optimization):
-    """How train.py trains."""
+    """The settings of train.py."""
 
     num_training_steps: Count = 10_000
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 0
     learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, then constant or falling to 0 at the end of training."""
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        left = 1 - step / self.num_training_steps
+        decay = {"none": 1.0, "linear": left, "cosine": math.sin(left * math.pi / 2) ** 2}[self.learning_rate_decay]
+        return self.learning_rate * warmup * decay
 
 
 def _as_mapping(value: object) -> object:
@@ -113,23 +121,23 @@ RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_as_mapp
 
 
 class Distillation(Optimization):
-    """How distill.py trains each student."""
+    """The settings of distill.py, for each student."""
 
     num_training_steps_per_iteration: CountByStudent = {"default": 5000}
     learning_rate: RateByStudent = {"default": 2e-4}
 
     def num_training_steps(self, sampling_steps: int) -> int:
-        """How long a student of so many sampling steps is trained."""
+        """The number of training steps of the student of so many sampling steps."""
         steps = self.num_training_steps_per_iteration
         return steps.get(sampling_steps, steps["default"])
 
     def initial_learning_rate(self, sampling_steps: int) -> float:
-        """The learning rate at which the training of a student of so many sampling steps begins."""
+        """The learning rate of the first training step of the student of so many sampling steps."""
         return self.learning_rate.get(sampling_steps, self.learning_rate["default"])
 
 
 class Sampling(Section):
-    """How pictures are drawn."""
+    """The sampler and its settings."""
 
     sampler: Literal["ddim", "ancestral"] = "ddim"
     variance: Literal["small", "large"] | Fraction = "large"
@@ -145,7 +153,7 @@ class Sampling(Section):
 
 
 class Config(Section):
-    """The whole of a lesson."""
+    """The whole configuration."""
 
     seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -159,7 +167,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
-        """What no key can be blamed for alone."""
+        """Checks what depends on more than one key."""
         network, size = self.network, self.data.image_size
         downsampling = network.patch_size * 2 ** (len(network.multipliers) - 1)
         if size % downsampling:
@@ -196,7 +204,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:
-    """The names of the keys beside the one at this place of a section."""
+    """The names of the keys that are valid at this location of a section."""
     for name in location[:-1]:
         section = section.model_fields[name].annotation
     return list(section.model_fields)
@@ -235,7 +243,7 @@ def _short(value: object) -> str:
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads and validates a configuration, whole, before anything starts.
+    """Reads and validates a whole configuration.
 
     Args:
         path: a YAML file.
@@ -271,7 +279,7 @@ def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What differs between two nested mappings, one sentence for each name."""
+    """The differences between two nested mappings, as a sentence for each name."""
     before, now = dict(flatten(there)), dict(flatten(here))
     return [
         f"{name} is {before.get(name)!s:.200} there and {now.get(name)!s:.200} here"

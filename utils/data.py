@@ -1,4 +1,4 @@
-"""The images: a whole data set in memory as uint8, so that a training step never waits for it."""
+"""The training and test images: a whole data set in memory as uint8, so that no step waits for it."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -36,7 +36,7 @@ class ImageData:
         return len(self.images)
 
     def batch(self, step: int, batch_size: int, order: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The images [B, C, H, W] in [-1, 1] and classes [B] of a step: its place in the data needs no memory.
+        """The global batch of a step: images [B, C, H, W] in [-1, 1] and classes [B]; a function of the step alone.
 
         Each `order` is another sequence of shuffles, so that students of few steps do not all see the same images.
         """
@@ -54,7 +54,7 @@ class ImageData:
 
 
 def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
-    """(epoch, begin, end) for `count` places from `start` on in an endless sequence of epochs of one length."""
+    """(epoch, begin, end) of each piece of `count` images from number `start` on, in epochs of one length."""
     pieces = []
     while count:
         epoch, begin = divmod(start, length)
@@ -106,7 +106,7 @@ def load_images(settings: DataSettings, *, test: bool = False) -> Images:
 
 
 def _read_torchvision(settings: DataSettings, test: bool) -> Images:
-    """A data set of torchvision's, in its own size and channels; fetched where it is not there."""
+    """A data set of torchvision, in its own size and channels; downloaded if it is missing."""
     dataset_class = TORCHVISION[settings.name]
     try:
         try:
@@ -127,7 +127,7 @@ def _read_torchvision(settings: DataSettings, test: bool) -> Images:
 
 
 def _read_folder(settings: DataSettings, test: bool) -> Images:
-    """All images below a folder; the class of each is the number of the folder in data.root whose name is its own's."""
+    """All images below a folder; the class of each is the index of its folder among those of data.root."""
     root = Path(settings.test_root if test else settings.root)
     paths = _find_images(root, "data.test_root" if test else "data.root")
     training = _find_images(Path(settings.root), "data.root") if test else paths

@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend."""
+"""The exception for what the user can correct."""
 
 
 class InputError(Exception):

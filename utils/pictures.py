@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, and models side by side."""
+"""Pictures that scripts write: grids of samples, and the grids of several models side by side."""
 
 import math
 from pathlib import Path

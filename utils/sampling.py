@@ -1,4 +1,4 @@
-"""Drawing pictures from a model: each sample by its index, in batches that are shared out to all processes."""
+"""Drawing samples from a model: each by its index, in batches that are divided among the ranks."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from utils.process.randomness import SampleNoise
 
 
 def batches_of(count: int, batch_size: int) -> list[range]:
-    """The indices of so many samples, batch after batch."""
+    """The indices of `count` samples, split into batches."""
     return [range(count)[start : start + batch_size] for start in range(0, count, batch_size)]
 
 
@@ -55,7 +55,7 @@ def draw_batch(
 
 
 def draw_all(draw: Callable[[range], Tensor], count: int, batch_size: int) -> Tensor:
-    """What `draw` makes of the indices of so many samples, as one [N, C, H, W] on the CPU, in every process."""
+    """All samples of the indices below `count`, drawn by `draw`, as one [N, C, H, W] on the CPU of every rank."""
     return torch.cat(list(distributed_map(lambda indices: draw(indices).cpu(), batches_of(count, batch_size))))
 
 
@@ -68,7 +68,7 @@ def draw_samples(
     seed: int,
     device: torch.device,
 ) -> Tensor:
-    """The first `count` samples as one [N, C, H, W] on the CPU, in every process; with a bar."""
+    """The first `count` samples as one [N, C, H, W] on the CPU of every rank, with a progress bar."""
     batch_size = config.sampling.batch_size
     total = tasks_per_rank(batches_of(count, batch_size)) * sampling_steps
     with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False) as bar:

@@ -40,12 +40,12 @@ def test_bytes_are_those_of_a_picture():
 
 
 def test_the_distance_is_to_the_teacher_at_its_full_number_of_steps_from_the_same_noise(tmp_path):
-    judge = evaluation(tmp_path)
-    path = judge.teacher.path
-    whole, few = (judge.judge(Candidate("teacher", path, "ddim", steps)) for steps in (16, 2))
+    evaluated = evaluation(tmp_path)
+    path = evaluated.teacher.path
+    whole, few = (evaluated.evaluate(Candidate("teacher", path, "ddim", steps)) for steps in (16, 2))
     assert whole["distance"] < 1e-6 and few["distance"] > 1e-3
-    assert judge.judge(Candidate("teacher", path, "ancestral", 2))["distance"] is None
-    other_noise = evaluation(tmp_path, seed=1).judge(Candidate("teacher", path, "ddim", 2))
+    assert evaluated.evaluate(Candidate("teacher", path, "ancestral", 2))["distance"] is None
+    other_noise = evaluation(tmp_path, seed=1).evaluate(Candidate("teacher", path, "ddim", 2))
     assert other_noise["distance"] != few["distance"] and other_noise["fid"] != few["fid"]
 
 
@@ -54,20 +54,20 @@ def test_what_is_in_the_file_is_not_computed_again(tmp_path):
     candidates += [Candidate("teacher", tmp_path / "diffusion-1.pt", sampler, 3) for sampler in ("ddim", "ancestral")]
     first = evaluation(tmp_path, bar=tqdm(disable=True))
     assert first.num_network_evaluations(candidates) == 2 * 3 * 4 + 11 * 16
-    found = [first.judge(candidate) for candidate in candidates]
+    found = [first.evaluate(candidate) for candidate in candidates]
 
     def computed(*_):
         raise AssertionError("computed again")
 
     again = evaluation(tmp_path, extractor=Extractor("pixels", 3, 2, computed), batch_size=7)
     assert again.num_network_evaluations(candidates) == 0
-    assert [again.judge(candidate) for candidate in candidates] == found
+    assert [again.evaluate(candidate) for candidate in candidates] == found
 
 
 def test_results_are_of_one_checkpoint_number_seed_and_sampler(tmp_path):
     candidate = Candidate("teacher", tmp_path / "diffusion-1.pt", "ancestral", 1)
-    judge = evaluation(tmp_path)
-    judge.judge(candidate)
+    evaluated = evaluation(tmp_path)
+    evaluated.evaluate(candidate)
     others = [evaluation(tmp_path, num_samples=19), evaluation(tmp_path, seed=1)]
     model, config = lesson()
     others.append(
@@ -78,18 +78,18 @@ def test_results_are_of_one_checkpoint_number_seed_and_sampler(tmp_path):
     )
     others.append(evaluation(tmp_path, extractor=Extractor("other", 3, 2, PIXELS.extract)))
     for other in others:
-        assert other.results.find(other.subject(candidate)) is None
+        assert other.results.find(other.key(candidate)) is None
     save_checkpoint(candidate.path, model.network.state_dict(), config=config, step=2, sampling_steps=None)
-    assert judge.results.find(evaluation(tmp_path).subject(candidate)) is None
+    assert evaluated.results.find(evaluation(tmp_path).key(candidate)) is None
 
 
 def test_batches_change_nothing_but_rounding(tmp_path):
     candidate = Candidate("teacher", tmp_path / "diffusion-1.pt", "ancestral", 2)
     found = []
     for batch_size in (1, 6, 20):
-        judge = evaluation(tmp_path, batch_size=batch_size)
-        judge.results.entries.clear()
-        found.append([judge.judge(c)["fid"] for c in (TRAINING_IMAGES, UNIFORM_NOISE, candidate)])
+        evaluated = evaluation(tmp_path, batch_size=batch_size)
+        evaluated.results.entries.clear()
+        found.append([evaluated.evaluate(c)["fid"] for c in (TRAINING_IMAGES, UNIFORM_NOISE, candidate)])
     torch.testing.assert_close(torch.tensor(found[1:]), torch.tensor(found[:1]).expand(2, 3), rtol=1e-2, atol=1e-2)
 
 

@@ -1,1 +1,1 @@
-"""How good pictures are: FID and KID (metrics), by the features of a classifier, kept in results.json, and shown."""
+"""Measuring quality: FID and KID (metrics) on the features of a classifier, results.json (results), the report."""

@@ -1,4 +1,4 @@
-"""A small classifier of the data set, trained once: its features are what `evaluate.py` compares pictures by."""
+"""A small classifier of the data set, trained once, whose features FID and KID are computed from."""
 
 import hashlib
 from pathlib import Path
@@ -76,13 +76,13 @@ def train_classifier(classifier: Classifier, images: Tensor, labels: Tensor) -> 
 
 @torch.inference_mode()
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
-    """The share of uint8 images [N, C, H, W] whose class [N] the classifier finds."""
+    """The accuracy on uint8 images [N, C, H, W] of classes [N], in [0, 1]."""
     found = [classifier(to_unit_range(batch)).argmax(dim=1) for batch in images.split(BATCH_SIZE)]
     return float((torch.cat(found) == labels).double().mean())
 
 
 def content_hash(*tensors: Tensor) -> str:
-    """Twelve hexadecimal digits that change with any value in the tensors (on the CPU)."""
+    """The first twelve hexadecimal digits of a SHA-256 of the tensors (on the CPU)."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
@@ -91,7 +91,7 @@ def content_hash(*tensors: Tensor) -> str:
 
 
 def load_classifier(name: str, training: Images, test: Images, device: torch.device) -> tuple[Classifier, str]:
-    """The classifier of a data set and the name of its file: trained where there is none of these very images yet.
+    """The classifier of a data set, from the cache or trained now, and the name of its file.
 
     It is trained on the training images alone, always from the same seed, so that all evaluations of a data set on a
     machine share it, whatever the seed of the model that they judge.

@@ -1,4 +1,4 @@
-"""Evaluating models: sets of pictures, each judged against the test images, and once only."""
+"""Evaluating models: the pictures of each against the test images, nothing computed twice."""
 
 import math
 import time
@@ -33,7 +33,7 @@ def to_bytes(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A set of pictures: of a model at a number of steps, or, without a checkpoint, what models are measured by."""
+    """A row of the table: the pictures of a checkpoint at a number of steps, or, without one, those of a baseline."""
 
     name: str
     path: Path | None = None
@@ -51,9 +51,9 @@ TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("unifor
 
 @dataclass
 class Evaluation:
-    """Judges candidates with one number of samples and one seed, and keeps the results in a file.
+    """Evaluates candidates with one number of samples and one seed, and keeps the results in a file.
 
-    Several processes share out the batches; each is given the features of all, and so the same results.
+    The batches are divided among the ranks; each is given the features of all, and so finds the same results.
 
     Attributes:
         teacher: what the DDIM pictures of all candidates are compared with, at 1024 steps, from the same noise.
@@ -73,9 +73,9 @@ class Evaluation:
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
     sha256: Callable[[Path], str] = field(default_factory=lambda: cache(sha256))  # files may be large
 
-    def subject(self, candidate: Candidate) -> dict[str, Any]:
-        """All that a candidate's scores depend on."""
-        subject = {
+    def key(self, candidate: Candidate) -> dict[str, Any]:
+        """Everything that a candidate's scores depend on: what its results are found by in the file."""
+        key = {
             "name": candidate.name,
             "sampler": candidate.sampler,
             "sampling_steps": candidate.sampling_steps,
@@ -84,28 +84,28 @@ class Evaluation:
             "features": self.extractor.name,
         }
         if candidate.path:
-            subject |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
-            subject["checkpoint_sha256"] = self.sha256(candidate.path)
+            key |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
+            key["checkpoint_sha256"] = self.sha256(candidate.path)
         if candidate.sampler == "ddim":
-            subject["teacher_sha256"] = self.sha256(self.teacher.path)
+            key["teacher_sha256"] = self.sha256(self.teacher.path)
         if candidate.sampler == "ancestral":
-            subject["variance"] = self.config.sampling.variance_fraction
-        return subject
+            key["variance"] = self.config.sampling.variance_fraction
+        return key
 
-    def judge(self, candidate: Candidate) -> dict[str, Any]:
+    def evaluate(self, candidate: Candidate) -> dict[str, Any]:
         """The results of a candidate: found in the file, or computed and added to it."""
-        subject = self.subject(candidate)
-        if entry := self.results.find(subject):
+        key = self.key(candidate)
+        if entry := self.results.find(key):
             return entry
         self.bar.set_description(str(candidate))
         found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None, "distance": None}
         found |= asdict(self._metrics.score(self._features(candidate, found)))
-        self.results.add(subject | found)
-        return subject | found
+        self.results.add(key | found)
+        return key | found
 
     def num_network_evaluations(self, candidates: list[Candidate]) -> int:
         """How often a rank runs the network for those that are not in the file: batches times steps."""
-        missing = [c for c in candidates if c.path and not self.results.find(self.subject(c))]
+        missing = [c for c in candidates if c.path and not self.results.find(self.key(c))]
         batches, compared = (batches_of(count, self.batch_size) for count in (self.num_samples, NUM_COMPARED))
         count = sum(c.sampling_steps for c in missing) * tasks_per_rank(batches)
         if any(c.sampler == "ddim" for c in missing) and "_reference" not in vars(self):
@@ -117,7 +117,7 @@ class Evaluation:
 
         They are the same if they differ by less than `SAME_PICTURE`, and so do those of all greater powers of two.
         """
-        subject = {
+        key = {
             "name": "fewest steps",
             "teacher_sha256": self.sha256(self.teacher.path),
             "clip": self.config.sampling.clip,
@@ -126,7 +126,7 @@ class Evaluation:
             "same_picture": SAME_PICTURE,
             "num_samples": NUM_COMPARED,
         }
-        entry = self.results.find(subject)
+        entry = self.results.find(key)
         if entry is None:
             steps, distances = self.teacher.default_sampling_steps, {}
             while steps > 1:
@@ -137,7 +137,7 @@ class Evaluation:
                 if distances[steps // 2] >= SAME_PICTURE:
                     break
                 steps //= 2
-            entry = subject | {"steps": steps, "distances": distances}
+            entry = key | {"steps": steps, "distances": distances}
             self.results.add(entry)
         return entry["steps"]
 
@@ -153,7 +153,7 @@ class Evaluation:
         return self._first_pictures(Candidate("teacher", self.teacher.path, "ddim", steps))
 
     def _sampler(self, candidate: Candidate) -> Callable[..., Tensor]:
-        """What draws the pictures of the given indices, [B, C, H, W] in [-1, 1]."""
+        """A function that draws the pictures of given indices, [B, C, H, W] in [-1, 1]."""
         sampling = {"sampler": candidate.sampler, "batch_size": self.batch_size}
         model = load_checkpoint(candidate.path).model(self.compute.device)
         return partial(
@@ -167,7 +167,7 @@ class Evaluation:
         )
 
     def _first_pictures(self, candidate: Candidate) -> Tensor:
-        """The first `NUM_COMPARED` pictures, on the CPU, in every process."""
+        """The first `NUM_COMPARED` pictures, on the CPU of every rank."""
         return draw_all(self._sampler(candidate), NUM_COMPARED, self.batch_size)
 
     def _extract(self, count: int, images_of: Callable[[range], Tensor]) -> Iterator[Features]:
@@ -180,7 +180,7 @@ class Evaluation:
         return distributed_map(features, batches_of(count, self.batch_size))
 
     def _features(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
-        """The features of a candidate's pictures; what drawing them shows is added to `found`."""
+        """The features of a candidate's pictures; time and distance are added to `found`."""
         if candidate == TRAINING_IMAGES:
             generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
             chosen = torch.randperm(len(self.training_images), generator=generator)

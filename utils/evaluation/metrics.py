@@ -1,4 +1,4 @@
-"""How good pictures are: distances between the features of samples and of real images."""
+"""FID and KID: distances between the features of samples and of real images."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; less where there are fewe
 
 @dataclass(frozen=True)
 class Extractor:
-    """What turns uint8 images [B, C, H, W] into features [B, num_features], and classes [B] if it knows any.
+    """A feature extractor: uint8 images [B, C, H, W] to features [B, num_features], and classes [B] if it knows any.
 
     Attributes:
         name: changes whenever the features of an image may.
@@ -72,8 +72,8 @@ def inception_features(_name: str, _training: Images, _test: Images, device: tor
 EXTRACTORS = {"classifier": classifier_features, "inception": inception_features}
 
 
-class _Given(nn.Module):
-    """Stands where torchmetrics wants a network: the features have been computed already, once for all metrics."""
+class _Precomputed(nn.Module):
+    """The network that torchmetrics asks for: it returns its input, features that were computed for all metrics."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -85,7 +85,7 @@ class _Given(nn.Module):
 
 @dataclass(frozen=True)
 class Scores:
-    """What is said of a set of pictures against the real ones; less is better, and 0 is best, of all but `classes`.
+    """The scores of a set of pictures; lower is better, and 0 is best, for all but `classes`.
 
     Attributes:
         fid: the Frechet distance of the features (Heusel et al. 2017), squared, as is usual.
@@ -115,7 +115,7 @@ class QualityMetrics:
         """
         self.extractor = extractor
         options = {
-            "feature": _Given(extractor.num_features),
+            "feature": _Precomputed(extractor.num_features),
             "reset_real_features": False,
             "sync_on_compute": False,  # every process is given the features of all
         }

@@ -1,4 +1,4 @@
-"""What an evaluation shows: a table, and the paper's figure (their figure 4)."""
+"""The report of an evaluation: a table, and the figure of the paper (its figure 4)."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,13 +33,13 @@ STYLES = {
 
 
 def line_of(cells: Iterable[str]) -> str:
-    """Cells as a line of the table; `line_of(COLUMNS)` is its head."""
+    """Formats a line of the table; `line_of(COLUMNS)` is the header."""
     widths = zip(cells, COLUMNS.values(), strict=True)
     return " ".join(f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}" for cell, width in widths)
 
 
 def cells_of(candidate: Candidate, found: dict[str, Any], baseline: float | None) -> Iterator[str]:
-    """What the table says of a candidate; `baseline` is the FID that the others' are shown as multiples of."""
+    """The cells of a candidate; `baseline` is the FID that ratios refer to."""
     yield str(candidate)
     yield f"{found['fid']:.3f}"
     yield f"{found['fid'] / baseline:.2f}" if baseline and candidate.path else ""

@@ -1,4 +1,4 @@
-"""results.json: what has been evaluated, so that it need not be again."""
+"""results.json: the results of evaluate.py, where finished rows are found again."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ FORMAT_VERSION = 1
 
 
 class Results:
-    """A file of entries; each is what was evaluated and what was found, in one flat dictionary."""
+    """The entries of a results.json; each is a flat dictionary of what was evaluated (the key) and of its scores."""
 
     def __init__(self, path: Path):
         """Reads the file if it is there.
@@ -22,10 +22,10 @@ class Results:
         self.path = path
         self.entries = _read_entries(path)
 
-    def find(self, subject: dict[str, Any]) -> dict[str, Any] | None:
-        """The entry on a subject: the first that agrees with it in all that it names."""
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """The first entry that agrees with a key in everything that the key names."""
         for entry in self.entries:
-            if all(key in entry and entry[key] == value for key, value in subject.items()):
+            if all(name in entry and entry[name] == value for name, value in key.items()):
                 return entry
         return None
 

@@ -1,6 +1,7 @@
-"""How the rest of the project reads and writes: rank 0 alone touches the disk, and all ranks receive what it found.
+"""Reading and writing files: rank 0 alone does it, and every rank receives the result, or the error.
 
-Here alone the functions of this package, which know of one process, meet `on_rank_zero`.
+All other modules import these functions from here. Those that they wrap, in the modules of this package, know of one
+process only.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that can be written to."""
+"""Files on the disk: atomic writes, reading, finding, deleting; locks on folders."""
 
 import hashlib
 import os
@@ -65,7 +65,7 @@ def read_if_there(path: Path) -> bytes | None:
     """
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""Reading what torch.save wrote, or what somebody says it wrote: nothing in it is executed, and nothing is believed.
+"""Reading untrusted files of torch.save: nothing in them is executed, and their contents are checked.
 
 PyTorch's `weights_only` keeps a file from running code. It does not keep it from unpacking to a thousand times its
 size, from claiming tensors that it does not hold, or from holding something else than is expected. So the archive is
@@ -22,7 +22,7 @@ DTYPES = {torch.float32, torch.int64}
 
 
 def read_torch_file(path: Path, keys: set[str], what: str, format_version: int) -> dict[str, Any]:
-    """A file written by torch.save that is a dictionary of just these keys, of plain values and tensors on the CPU.
+    """Reads a dictionary of just these keys, of plain values and tensors, from a file of torch.save, on the CPU.
 
     Raises:
         InputError: there is none, it is truncated, damaged or something else, or of another format version.

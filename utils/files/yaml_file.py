@@ -1,4 +1,4 @@
-"""Reading a YAML that may come from anyone: it can only be data, and only little of it."""
+"""Reading untrusted YAML files: plain data only, and limited in size and depth."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ MOST_NODES, DEEPEST = 2000, 16  # values, where a value that is referred to coun
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: 1e-4 is a number also without a dot, and a key given twice is an error."""
+    """A SafeLoader with limits, for which 1e-4 is a number also without a dot, and a key given twice is an error."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -54,7 +54,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file says, without executing anything.
+    """Reads a YAML file, without executing anything.
 
     Raises:
         InputError: there is no such file, it is too large, or no YAML.

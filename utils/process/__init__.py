@@ -1,1 +1,1 @@
-"""How a process lives: alone or among many (distributed), told to stop (interruption), its time, its random numbers."""
+"""The process: ranks (distributed), Ctrl-C and SIGTERM (interruption), a stopwatch (timing), seeds (randomness)."""

@@ -1,4 +1,4 @@
-"""Many processes at one job: torchrun starts them, `torch.distributed` connects them.
+"""Distributed training: torchrun starts the processes, `torch.distributed` connects them.
 
     torchrun --standalone --nproc_per_node=2 train.py --config_path ...
 

@@ -1,1 +1,1 @@
-"""One run, from its first step to its last: a step (trainer), the steps of a run (loop), its folder (run), its log."""
+"""A run: one training step (trainer), the loop over all steps (loop), the folder of the run (run), its log (log)."""

@@ -20,7 +20,7 @@ LOG_NAME = "metrics.jsonl"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines in a run's log; a machine that lost its power may have left half of one, or none of the file."""
+    """The lines of a run's log; half a line, left by a loss of power, is dropped."""
     lines = []
     for text in (read_if_there(folder / LOG_NAME) or b"").splitlines():
         with suppress(ValueError, KeyError, TypeError):
@@ -43,7 +43,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def table(folders: Iterable[Path]) -> str:
-    """What the runs in these folders took, in seconds: a line each, and their sum."""
+    """The seconds that the runs in these folders spent, as a table with a line for each run and their sum."""
     rows = {}
     for folder in folders:
         rows[str(folder)] = spent = Counter()

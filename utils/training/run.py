@@ -1,4 +1,4 @@
-"""A run: one training in one folder. What makes it this run and no other, and whether it may be continued.
+"""A run: one training in one folder; what identifies it, and whether it may be continued, restarted or is finished.
 
 The folder holds `training_state.pt` (what continuing needs), `diffusion-<step>.pt`, `sample-<step>.png` and
 `metrics.jsonl`. They are written in the order state, picture, checkpoint: where there is a checkpoint, all that
@@ -34,7 +34,7 @@ class Computed(Section):
 
 
 class Header(Section):
-    """What a training state holds besides tensors."""
+    """The contents of a training state besides tensors."""
 
     identity: dict[str, Any]
     num_steps: Count
@@ -43,7 +43,7 @@ class Header(Section):
 
     @model_validator(mode="after")
     def is_within_the_run(self) -> "Header":
-        """No more steps have been taken than there are."""
+        """Refuses more steps taken than there are."""
         if self.step > self.num_steps:
             raise ValueError(f"step: {self.step} of {self.num_steps}")
         return self
@@ -57,7 +57,7 @@ class Run:
     """A training of `num_steps` steps in a folder.
 
     Attributes:
-        identity: what makes this run what it is; everything must be the same to continue it.
+        identity: the settings that must be the same for the run to be continued.
         state: what the last process saved in the folder, None before anything has been saved.
         sampling_steps: what the model is distilled for, None for an undistilled model.
     """
@@ -94,7 +94,7 @@ class Run:
     def find(
         cls, folder: Path, identity: dict[str, Any], num_steps: int, *, restart: bool = False, may_grow: bool = False
     ) -> "Run":
-        """The run with what is in its folder, if that is its own; `restart` does not look.
+        """The run, with the state that its folder holds; `restart` ignores what is there.
 
         A finished run may be continued with more steps where `may_grow` is set.
 
@@ -123,12 +123,12 @@ class Run:
         return cls(folder, identity, num_steps, state)
 
     @property
-    def begun_compute(self) -> dict[str, Any] | None:
-        """How an earlier process of this run computed."""
+    def previous_compute(self) -> dict[str, Any] | None:
+        """How the process that saved the state computed."""
         return self.state and self.state["compute"]
 
     def save_state(self, step: int, compute: dict[str, Any], tensors: dict[str, dict]) -> None:
-        """Writes all that continuing after this step needs."""
+        """Writes what continuing after this step needs."""
         header = {"identity": self.identity, "num_steps": self.num_steps, "step": step, "compute": compute}
         state = {"format_version": STATE_VERSION} | header | tensors
         write_atomically(self.folder / STATE_NAME, lambda file: torch.save(state, file))
@@ -153,7 +153,7 @@ class Run:
 
 
 def delete_run(folder: Path) -> None:
-    """Deletes what a run writes, and nothing else.
+    """Deletes the files of a run, and nothing else.
 
     Raises:
         InputError: another process is writing there.

@@ -20,7 +20,7 @@ from utils.process.randomness import seed_of
 
 
 def require_image_for_each_rank(settings: Optimization) -> None:
-    """Refuses a global batch that cannot be sharded.
+    """Refuses a global batch that is too small to be sharded.
 
     Raises:
         InputError: there would be processes without an image.
@@ -34,7 +34,7 @@ def require_image_for_each_rank(settings: Optimization) -> None:
 
 
 class Trainer:
-    """A model, Adam and the EMA of the weights; on every rank the same.
+    """Trains a model with Adam, and keeps the EMA of its weights; the same on every rank.
 
     Attributes:
         model: the one to compute losses with; its network averages its gradients over all ranks.
