@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from utils.errors import InputError
 from utils.process import distributed
@@ -67,6 +68,7 @@ def main() -> None:
         found = [list(range(16)[piece]) for of_one in pieces for piece in of_one]
         assert list(chain(*found)) == list(range(16)) and {len(one) for one in found} == {2, 3}
         assert sum(distributed.all_gather(distributed.is_first_to_say("hello"))) == 1
+        assert tqdm(()).disable == (rank > 0)
         print(f"all is well in {rank}")
 
 

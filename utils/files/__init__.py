@@ -19,6 +19,7 @@ append_line = on_rank_zero(disk.append_line)
 prepare_folder = on_rank_zero(disk.prepare_folder)
 find_files = on_rank_zero(disk.find_files)
 delete_files = on_rank_zero(disk.delete_files)
+remove_if_empty = on_rank_zero(disk.remove_if_empty)
 sha256 = on_rank_zero(disk.sha256)
 
 

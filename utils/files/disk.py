@@ -83,9 +83,13 @@ def find_files(folder: Path, *patterns: str) -> list[Path]:
 
 
 def delete_files(folder: Path, *patterns: str) -> None:
-    """Deletes the files of a folder whose names match; then the folder, if nothing else is in it."""
+    """Deletes the files of a folder whose names match one of the patterns."""
     for path in find_files(folder, *patterns):
         path.unlink()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Removes a folder, unless there is something in it."""
     with suppress(OSError):
         folder.rmdir()
 

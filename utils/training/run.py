@@ -16,7 +16,7 @@ from pydantic import ValidationError, model_validator
 from utils.checkpoints import Checkpoint
 from utils.config import Config, Count, NonNegativeInt, Section, differences, explain
 from utils.errors import InputError
-from utils.files import delete_files, find_files, locked, read_torch_file, write_atomically
+from utils.files import delete_files, find_files, locked, read_torch_file, remove_if_empty, write_atomically
 from utils.files.disk import LOCK_NAME
 from utils.training.log import LOG_NAME
 
@@ -186,6 +186,7 @@ def delete_students(folder: Path) -> None:
     """Deletes an earlier distillation, and nothing else."""
     for path, _, _ in student_folders(folder):
         delete_run(path)
+        remove_if_empty(path)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
