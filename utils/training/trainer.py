@@ -91,7 +91,7 @@ class Trainer:
         loss = torch.zeros((), device=self.compute.device)
         micro_batches = distributed.micro_batches(self.settings.batch_size, self.settings.accumulation_steps)
         for images in micro_batches:
-            # Dropout depends on the place in the global batch: a tensor, or compiled code would be compiled anew.
+            # Dropout depends on the index in the global batch. A tensor, or compiled code would be compiled anew.
             self.network.first_example = torch.full((), images.start, dtype=torch.int32, device=self.compute.device)
             self.seed_for("dropout")
             exchange = images == micro_batches[-1]
