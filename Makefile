@@ -3,7 +3,7 @@
 # make evaluate  measures them all: FID and more against the number of steps, with a figure; an hour at most
 # make test      lint, then all tests
 # make stress    what takes half an hour: 70 kills, 10,000 mutated files
-# make lint      style and format (ruff), and that imports only look down (import-linter)
+# make lint      style and format (ruff), and the layers of imports (import-linter)
 
 PYTHON ?= python3
 BIN := .venv/bin

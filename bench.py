@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
-    parser.add_count("--batch_size", "images a step", "the config's, of training, distillation and sampling")
+    parser.add_count("--batch_size", "images a step (default: the config's, of training, distillation and sampling)")
     parser.add_count("--rounds", "of all measurements in turn", 15)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_compute_arguments()
@@ -116,7 +116,7 @@ class Contender:
         if self.plain:
             return PlainTrainer(model, settings)
         settings = settings.model_copy(update={"batch_size": batch_size, "accumulation_steps": 1})
-        return Trainer(model, settings, self.compute, learning_rate=lambda _: LEARNING_RATE, seed=(0, None))
+        return Trainer(model, settings, self.compute, learning_rate=lambda _: LEARNING_RATE, seed=0)
 
     def training_step(self, b: Batch) -> Callable[[], object]:
         """The training step of train.py."""
@@ -179,7 +179,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, float]:
-    """The median time of each call, in seconds; all in turn, so that a slow hour of the machine slows them alike.
+    """The median time of each call, in seconds; all in turn, so that other load affects them alike.
 
     The order is another in each round, since what ran before leaves the caches full of its own.
     """

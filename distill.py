@@ -33,12 +33,16 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line; flags that override the configuration are None where they are left out."""
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments("distillation", output_dir="output/distilled/<name of the config>")
-    teacher = "the diffusion-<step>.pt that teaches the first student; required"
-    parser.add_argument("--teacher_model_checkpoint", required=True, metavar="CHECKPOINT", help=teacher)
+    parser.add_argument(
+        "--teacher_model_checkpoint",
+        required=True,
+        metavar="CHECKPOINT",
+        help="the diffusion-<step>.pt that teaches the first student; required",
+    )
     parser.add_count("--initial_sampling_steps", "steps of the first student; its teacher takes twice as many", 512)
     parser.add_count("--distillation_iterations", "how often the number of steps is halved, from twice the initial", 7)
-    name = "num_training_steps_per_iteration"
-    parser.add_override(f"--{name}", f"distillation.{name}", int, "steps of the optimizer for each student")
+    key = "distillation.num_training_steps_per_iteration"
+    parser.add_override("--num_training_steps_per_iteration", key, int, "steps of the optimizer for each student")
     return parser.parse_args()
 
 
@@ -77,7 +81,7 @@ def distill(
     def learning_rate(step: int) -> float:
         return settings.initial_learning_rate(n) * (1 - step / run.num_steps)  # annealed to 0
 
-    trainer = Trainer(student, settings, compute, learning_rate=learning_rate, seed=(config.seed, n))
+    trainer = Trainer(student, settings, compute, learning_rate=learning_rate, seed=config.seed, sampling_steps=n)
 
     def losses(x: Tensor, eps: Tensor, i: Tensor, label: Tensor | None) -> Tensor:
         return distillation_loss(trainer.model, teacher, x, eps, i, n, settings.loss_weighting, label)
@@ -104,11 +108,11 @@ def main() -> None:
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
     if not arguments.restart:
         require_same_students(folder, students)
+    folders = [folder / f"{iteration}_{sampling_steps}" for iteration, sampling_steps in enumerate(students, start=1)]
     passes = DISTILLATION * settings.batch_size * sum(map(settings.num_training_steps, students))
     data = None  # until there is something to do
 
-    for iteration, sampling_steps in enumerate(students, start=1):
-        student_folder = folder / f"{iteration}_{sampling_steps}"
+    for student_folder, sampling_steps in zip(folders, students, strict=True):
         run = Run.of_student(student_folder, config, teacher, sampling_steps, restart=arguments.restart)
         if run.finished:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
@@ -119,7 +123,7 @@ def main() -> None:
             distill(teacher, run, config, data, compute, stopwatch)
         teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
 
-    print(table(folder / f"{iteration}_{steps}" for iteration, steps in enumerate(students, start=1)))
+    print(table(folders))
     print(f"the student of {teacher.sampling_steps} steps is {teacher.path}, its samples lie beside it")
 
 

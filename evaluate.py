@@ -5,9 +5,9 @@
       --students output/distilled/ddpm_32x32_v_continuous_small
 
 Every student at its own number of steps, and the teacher at each number of steps by each sampler, are compared with
-the test images: FID, KID and what else results.json says. The first row is the floor, as many real images; the ratio
-is to the first model's FID, the teacher at the most steps. What is in results.json already is not computed again, so
-an interrupted evaluation continues with the same command.
+the test images: FID, KID and the other metrics in results.json. The first row is the floor, as many real images; the
+ratio is to the first model's FID, the teacher at the most steps. What is in results.json already is not computed again,
+so an interrupted evaluation continues with the same command.
 """
 
 import argparse
@@ -36,23 +36,44 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
-    help = "its diffusion-<step>.pt; required"
-    parser.add_argument("--teacher", required=True, type=Path, metavar="CHECKPOINT", help=help)
-    help = "where distill.py wrote the students; the latest checkpoint of each is taken (default: no students)"
-    parser.add_argument("--students", type=Path, metavar="FOLDER", help=help)
+    parser.add_argument(
+        "--teacher", required=True, type=Path, metavar="CHECKPOINT", help="its diffusion-<step>.pt; required"
+    )
+    parser.add_argument(
+        "--students",
+        type=Path,
+        metavar="FOLDER",
+        help="where distill.py wrote the students; the latest checkpoint of each is taken (default: no students)",
+    )
     parser.add_count("--num_samples", "pictures a row; only rows with the same number can be compared", 5000)
-    powers = "powers of two, for DDIM and the students up to the fewest that give the same pictures as 1024, "
-    powers += f"for the ancestral sampler up to {MOST_ANCESTRAL_STEPS}"
-    parser.add_count("--sampling_steps", "numbers of steps to look at", powers, nargs="+")
-    help = "of the teacher: ddim,ancestral or one of them (default: both); students are sampled by DDIM"
-    parser.add_argument("--samplers", type=samplers, default=SAMPLERS, metavar="NAMES", help=help)
-    help = "what pictures are compared by: a small classifier of this data set, trained at the first use, or the usual "
-    help += "Inception, which needs torch-fidelity and a network (default: classifier)"
-    parser.add_argument("--features", choices=list(EXTRACTORS), default="classifier", help=help)
+    parser.add_count(
+        "--sampling_steps",
+        "numbers of steps to look at (default: powers of two, for DDIM and the students up to the fewest that give the "
+        f"same pictures as 1024, for the ancestral sampler up to {MOST_ANCESTRAL_STEPS})",
+        nargs="+",
+    )
+    parser.add_argument(
+        "--samplers",
+        type=samplers,
+        default=SAMPLERS,
+        metavar="NAMES",
+        help="of the teacher: ddim,ancestral or one of them (default: both); students are sampled by DDIM",
+    )
+    parser.add_argument(
+        "--features",
+        choices=list(EXTRACTORS),
+        default="classifier",
+        help="what pictures are compared by: a small classifier of this data set, trained at the first use, or the "
+        "usual Inception, which needs torch-fidelity and a network (default: classifier)",
+    )
     parser.add_count("--batch_size", "pictures drawn at once", 250)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    help = "where results.json and fid.png go (default: output/evaluation/<name of the config>)"
-    parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help=help)
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        metavar="FOLDER",
+        help="where results.json and fid.png go (default: output/evaluation/<name of the config>)",
+    )
     parser.add_compute_arguments()
     arguments = parser.parse_args()
     if arguments.num_samples < 2:

@@ -9,6 +9,7 @@ side by side can also be compared in numbers: how far each picture is from the f
 """
 
 import argparse
+import re
 import time
 from pathlib import Path
 
@@ -29,21 +30,37 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    help = "the diffusion-<step>.pt to sample; this or --compare is required"
-    what.add_argument("--checkpoint", metavar="CHECKPOINT", help=help)
-    help = "what to draw side by side from the same noise (default of STEPS: the checkpoint's own number)"
-    what.add_argument("--compare", nargs="+", metavar="CHECKPOINT:STEPS", help=help)
-    help = "refuse a checkpoint of another model than this (default: no check)"
-    parser.add_argument("--config_path", metavar="YAML", help=help)
+    what.add_argument(
+        "--checkpoint", metavar="CHECKPOINT", help="the diffusion-<step>.pt to sample; this or --compare is required"
+    )
+    what.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="CHECKPOINT:STEPS",
+        help="what to draw side by side from the same noise (default of STEPS: the checkpoint's own number)",
+    )
+    parser.add_argument(
+        "--config_path", metavar="YAML", help="refuse a checkpoint of another model than this (default: no check)"
+    )
     parser.add_count("--num_samples", "pictures to draw", 64)
-    parser.add_count("--batch_size", "pictures drawn at once", "sampling.batch_size of the checkpoint's config")
-    own = "what the checkpoint was distilled for, 1024 if undistilled"
-    parser.add_count("--sampling_steps", "steps from noise to picture", own)
-    help = "deterministic, or with noise in each step (default: sampling.sampler of the checkpoint's config)"
-    parser.add_argument("--sampler", choices=["ddim", "ancestral"], help=help)
+    parser.add_count("--batch_size", "pictures drawn at once (default: the checkpoint's sampling.batch_size)")
+    parser.add_count(
+        "--sampling_steps",
+        "steps from noise to picture (default: what the checkpoint was distilled for, 1024 if undistilled)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=["ddim", "ancestral"],
+        help="deterministic, or with noise in each step (default: sampling.sampler of the checkpoint's config)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    help = "where the picture goes (default: output/grid.png)"
-    parser.add_argument("--output", type=Path, default=Path("output/grid.png"), metavar="PNG", help=help)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/grid.png"),
+        metavar="PNG",
+        help="where the picture goes (default: output/grid.png)",
+    )
     parser.add_compute_arguments()
     return parser.parse_args()
 
@@ -51,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
 def parse_panel(text: str) -> tuple[Checkpoint, int]:
     """Reads CHECKPOINT:STEPS; without :STEPS, the checkpoint's own number."""
     path, _, steps = text.rpartition(":")
-    if not path or not steps.isdigit():
+    if not path or not re.fullmatch("[0-9]{1,9}", steps):
         checkpoint = load_checkpoint(text)
         return checkpoint, checkpoint.default_sampling_steps
     if int(steps) == 0:
@@ -65,10 +82,11 @@ def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]
     Raises:
         InputError: a checkpoint that cannot be read, is of another model than asked for, or draws in another size.
     """
-    if arguments.compare and arguments.sampling_steps:
-        raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
-    panels = [parse_panel(text) for text in arguments.compare or ()]
-    if arguments.checkpoint:
+    if arguments.compare:
+        if arguments.sampling_steps:
+            raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
+        panels = [parse_panel(text) for text in arguments.compare]
+    else:
         checkpoint = load_checkpoint(arguments.checkpoint)
         panels = [(checkpoint, arguments.sampling_steps or checkpoint.default_sampling_steps)]
     if arguments.config_path:
@@ -95,6 +113,12 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     return draw_samples(model, config, arguments.num_samples, sampling_steps=steps, seed=arguments.seed, device=device)
 
 
+def label_of(checkpoint: Checkpoint, steps: int) -> str:
+    """The label of a panel."""
+    who = "teacher" if checkpoint.sampling_steps is None else f"distilled to {checkpoint.sampling_steps}"
+    return f"{who}, {steps} step{'s' if steps > 1 else ''}"
+
+
 def main() -> None:
     """Checks everything before anything is drawn; then draws one set of samples after the other."""
     arguments = parse_arguments()
@@ -109,7 +133,7 @@ def main() -> None:
     for checkpoint, steps in panels:
         start = time.perf_counter()
         images = draw(checkpoint, steps, arguments, device)
-        label = f"{checkpoint}, {steps} step{'s' if steps > 1 else ''}"
+        label = label_of(checkpoint, steps)
         report = f"{label}: {len(images)} pictures in {time.perf_counter() - start:.1f} s"
         if pictures:
             distance = (images - pictures[0][1]).square().mean().sqrt()

@@ -29,8 +29,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments("training", output_dir="output/<name of the config>")
     parser.add_override("--num_training_steps", "training.num_training_steps", int, "steps of the optimizer")
-    start = "begin with the weights of this diffusion-<step>.pt (default: random weights)"
-    parser.add_argument("--load_model_weights_from_checkpoint", metavar="CHECKPOINT", help=start)
+    parser.add_argument(
+        "--load_model_weights_from_checkpoint",
+        metavar="CHECKPOINT",
+        help="begin with the weights of this diffusion-<step>.pt (default: random weights)",
+    )
     return parser.parse_args()
 
 
@@ -41,8 +44,9 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings, device = config.training, cli.choose_device(arguments.device)
     require_image_for_each_rank(settings)
-    initial = load_checkpoint(path) if (path := arguments.load_model_weights_from_checkpoint) else None
-    if initial:
+    initial = None
+    if arguments.load_model_weights_from_checkpoint:
+        initial = load_checkpoint(arguments.load_model_weights_from_checkpoint)
         initial.require_same_model(config, arguments.config_path)
     folder = Path(arguments.output_dir or Path("output", Path(arguments.config_path).stem))
     run = Run.of_training(folder, config, initial, restart=arguments.restart)
@@ -57,7 +61,7 @@ def main() -> None:
     model = initial.model(device, config.network.dropout) if initial else build_model(config, device)
     if arguments.restart:
         delete_run(folder)
-    trainer = Trainer(model, settings, compute, learning_rate=settings.learning_rate_at, seed=(config.seed, None))
+    trainer = Trainer(model, settings, compute, learning_rate=settings.learning_rate_at, seed=config.seed)
     loop = TrainingLoop(run, trainer, config, stopwatch, "training")
     print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")
 

@@ -1,9 +1,9 @@
 """Samplers: from noise at t = 1 to images at t = 0 in N equal steps of time.
 
 All take a model, the noise z [B, C, H, W] and the number of steps, and return images [B, C, H, W]; the last step
-returns the model's x. `clip` holds every x in [-1, 1]; the eps (or v) that goes with it is computed anew. That may help
-a model whose x is its estimate of the image. The x of a distilled model is not: it is the point towards which a step of
-its size lands where the teacher's two do, and may well lie beyond. Held back, it lands elsewhere.
+returns the model's x. `clip` clips x to [-1, 1] in every step; the eps (or v) that goes with it is computed anew. That
+may help a model whose x is its estimate of the image. The x of a distilled model is not: it is the point towards which
+a step of its size lands where the teacher's two do, and may well lie beyond. Clipped, it lands elsewhere.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """The network: a U-Net, conditioned on the noise level and the class (Ho et al. 2020; Nichol & Dhariwal 2021).
 
-On the way down every level halves the image and keeps what it saw; on the way up every level doubles it and looks
-at what was kept. The noise level scales and shifts the activations of every block, and of the last norm.
+Each level on the way down halves the resolution and keeps its feature maps; each level on the way up doubles it and
+concatenates the kept ones (skip connections). The noise level scales and shifts the activations of every block, and of
+the last norm.
 
 A skip connection past all layers adds z to the output, times a factor that the noise level sets. For
 v = cot(phi) z - x / sin(phi): wherever x is plain to see, as in the background of a digit, v is z times a number, and
@@ -152,7 +153,7 @@ class UNet(nn.Module):
         patch_size: patches of so many pixels each way are folded into channels: 2 makes a quarter of the work.
         dropout: probability, in every residual block.
         time_scale: the noise angle in [0, 1] times this enters the sinusoids. They turn slowly: with a scale of 1
-            the network hardly sees the time, and the loss hardly shows it. (The authors' `inv_cos`: 1000.)
+            the network is hardly conditioned on the time, and the loss hardly shows it. (The authors' `inv_cos`: 1000.)
         num_classes: 0 for a network without classes.
 
     Attributes:

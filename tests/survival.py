@@ -56,7 +56,7 @@ def continue_it(config: Config) -> tuple[int, str]:
     try:
         run = Run.find(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2)
         model, compute = build_model(config, device), Compute(device, "fp32", compile=False)
-        trainer = Trainer(model, config.training, compute, learning_rate=lambda step: 0.0, seed=(0, None))
+        trainer = Trainer(model, config.training, compute, learning_rate=lambda step: 0.0, seed=0)
         TrainingLoop(run, trainer, config, Stopwatch(), "mutated")
     except InputError as error:
         return 2, f"error: {error}\n"

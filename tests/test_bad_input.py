@@ -157,6 +157,8 @@ BAD = [
     (f"sample.py --checkpoint {STUDENT} --output grid.gif", "--output grid.gif: should be the name of a .png file"),
     (f"sample.py --checkpoint {STUDENT} --output a_file/grid.png", "a_file: this folder cannot be written"),
     (f"sample.py --checkpoint {STUDENT} --device cuda:7", "--device cuda:7: not on this machine"),
+    ("sample.py --checkpoint=", "cannot be read: Is a directory"),
+    (f"sample.py --compare {STUDENT}:²", "diffusion-4.pt:²: cannot be read: No such file"),
     (f"sample.py --compare {STUDENT}:0", ":0: the number of steps should be a whole number above 0"),
     (f"sample.py --compare {STUDENT}:4 nowhere.pt:4", "nowhere.pt: cannot be read"),
     (f"sample.py --compare {STUDENT}:4 smaller.pt:4", "--compare: pictures of different sizes, 16 and 8 pixels"),

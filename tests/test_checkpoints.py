@@ -74,7 +74,7 @@ def test_other_format_version(path):
         ({"step": "7"}, "its metadata are not valid: step: should be a valid integer, not '7'"),
         ({"sampling_steps": 0}, "its metadata are not valid: sampling_steps: should be greater than 0, not 0"),
         ({"sampling_steps": 2.0}, "its metadata are not valid: sampling_steps: should be a valid integer"),
-        ({"config": {"data": {"name": "MNIST"}}}, "is not valid: config.data.image_size: missing"),
+        ({"config": {"data": {"name": "MNIST"}}}, "are not valid: config.data.image_size: missing"),
         ({"weights": [1]}, "its weights do not fit its own configuration: no weights"),
         ({"weights": {"a": 1}}, "its weights do not fit its own configuration: embed_time.0.weight is missing"),
         ({"new": 1}, "not a checkpoint of this project"),

@@ -64,9 +64,6 @@ class Checkpoint:
     sampling_steps: int | None
     weights: dict[str, Tensor]
 
-    def __str__(self) -> str:
-        return "teacher" if self.sampling_steps is None else f"distilled to {self.sampling_steps}"
-
     @property
     def default_sampling_steps(self) -> int:
         """The number of steps to sample it with."""
@@ -74,7 +71,7 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of the file, which identifies a teacher wherever its file lies."""
+        """The SHA-256 of the file, which identifies a teacher wherever its file lies; to be asked by all ranks."""
         return sha256(self.path)
 
     def require_same_model(self, config: Config, config_name: str) -> None:

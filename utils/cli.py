@@ -32,11 +32,11 @@ class Parser(argparse.ArgumentParser):
             flag, dest=CONFIG_KEY + key, type=kind, metavar="N", help=f"{help} (default: the config's {key})"
         )
 
-    def add_count(self, flag: str, help: str, default: int | str, **options: Any) -> None:
-        """Adds a flag that takes a whole number above 0; a default in words stands for None."""
-        value = default if isinstance(default, int) else None
-        help = f"{help} (default: {default})"
-        self.add_argument(flag, type=positive_int, default=value, metavar="N", help=help, **options)
+    def add_count(self, flag: str, help: str, default: int | None = None, **options: Any) -> None:
+        """Adds a flag that takes a whole number above 0; the help of one without a default says what happens then."""
+        if default is not None:
+            help = f"{help} (default: {default})"
+        self.add_argument(flag, type=positive_int, default=default, metavar="N", help=help, **options)
 
     def add_config_path(self) -> None:
         """Adds --config_path."""
@@ -51,18 +51,31 @@ class Parser(argparse.ArgumentParser):
         self.add_override("--save_and_sample_every_n", every, int, "steps from checkpoint to checkpoint")
         self.add_override("--seed", "seed", int, "seed of weights, order, noise and pictures")
         self.add_compute_arguments()
-        restart = "delete what an earlier run left in the folder, and begin anew (default: continue it)"
-        self.add_argument("--restart", action="store_true", help=restart)
+        self.add_argument(
+            "--restart",
+            action="store_true",
+            help="delete what an earlier run left in the folder, and begin anew (default: continue it)",
+        )
 
     def add_compute_arguments(self) -> None:
         """Adds --precision, --compile and --device: what `choose_device` and utils/compute.py read."""
-        help = "of the convolutions and the attention; auto: bf16 where it is native (default: the config's)"
-        self.add_argument("--precision", dest=CONFIG_KEY + "precision", choices=["auto", "fp32", "bf16"], help=help)
-        help = "compile the network; auto: where it pays for itself within the run (default: the config's)"
+        self.add_argument(
+            "--precision",
+            dest=CONFIG_KEY + "precision",
+            choices=["auto", "fp32", "bf16"],
+            help="of the convolutions and the attention; auto: bf16 where it is native (default: the config's)",
+        )
         values = "{auto,true,false}"
-        self.add_argument("--compile", dest=CONFIG_KEY + "compile", type=auto_or_bool, metavar=values, help=help)
-        help = "cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
-        self.add_argument("--device", metavar="NAME", help=help)
+        self.add_argument(
+            "--compile",
+            dest=CONFIG_KEY + "compile",
+            type=auto_or_bool,
+            metavar=values,
+            help="compile the network; auto: where it pays for itself within the run (default: the config's)",
+        )
+        self.add_argument(
+            "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
+        )
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ DISTILLATION = TRAINING + 2 * FORWARD
 
 @dataclass(frozen=True)
 class Compute:
-    """How the networks of a run compute; a run that continues computes as it began, but for the number of processes.
+    """How the networks of a run compute; one that continues keeps precision and compilation, on any number of ranks.
 
     Attributes:
         previous_world_size: the number of processes that computed before, if another.

@@ -24,6 +24,7 @@ from pydantic import (
 from models.diffusion import LossWeighting, Prediction
 from utils.errors import InputError
 from utils.files import read_yaml
+from utils.process.distributed import on_rank_zero
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -242,8 +243,9 @@ def _short(value: object) -> str:
         return "a number of thousands of digits"
 
 
+@on_rank_zero
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Reads and validates a whole configuration.
+    """Reads and validates a whole configuration; every rank receives that of rank 0, its flags included.
 
     Args:
         path: a YAML file.

@@ -5,8 +5,10 @@ from itertools import chain
 from pathlib import Path
 
 import torch
+from conftest import TINY
 from tqdm import tqdm
 
+from utils.config import load_config
 from utils.errors import InputError
 from utils.process import distributed
 from utils.process.distributed import on_rank_zero, rank_zero_first
@@ -55,7 +57,7 @@ def main() -> None:
         assert count == 3 and rank == int(os.environ["RANK"])
         assert distributed.is_rank_zero() == (rank == 0)
         assert distributed.all_gather(("a", rank)) == [("a", 0), ("a", 1), ("a", 2)]
-        assert distributed.all_reduce_max(rank, 5 - rank) == [2, 5]
+        assert distributed.all_reduce_max(rank, 5 - rank, timeout=distributed.STEP_TIMEOUT) == [2, 5]
         assert distributed.all_reduce_sum(torch.tensor([1.0, float(rank)])) == [3.0, 3.0]
         assert leave_a_trace("first") == "0\n" and nested() == "0\n"
         assert raised(refuse) == "refused by 0"
@@ -68,6 +70,9 @@ def main() -> None:
         found = [list(range(16)[piece]) for of_one in pieces for piece in of_one]
         assert list(chain(*found)) == list(range(16)) and {len(one) for one in found} == {2, 3}
         assert sum(distributed.all_gather(distributed.is_first_to_say("hello"))) == 1
+        Path("tiny.yaml").write_text(TINY % "data") if rank == 0 else None
+        config = load_config("tiny.yaml", {"training.batch_size": 8 + rank})
+        assert config.training.batch_size == 8  # a flag that another rank was given alone does not count
         assert tqdm(()).disable == (rank > 0)
         print(f"all is well in {rank}")
 

@@ -36,7 +36,7 @@ class Scalar(nn.Module):
 def make_trainer() -> Trainer:
     model = Diffusion(Scalar(), CosineSchedule(), "v")
     compute = Compute(torch.device("cpu"), "fp32", compile=False)
-    return Trainer(model, CONFIG.training, compute, learning_rate=lambda step: 0.1, seed=(0, None))
+    return Trainer(model, CONFIG.training, compute, learning_rate=lambda step: 0.1, seed=0)
 
 
 def make_loop(folder: Path, *, num_steps: int = 40, identity: dict | None = None) -> TrainingLoop:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from one_weight import make_loop, take_steps
@@ -45,3 +47,13 @@ def test_deleting_a_run_deletes_nothing_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     delete_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_state_is_deleted_first_and_the_lock_last(tmp_path, monkeypatch):
+    """A state without its checkpoints would be continued; another run may take the lock once it is gone."""
+    take_steps(make_loop(tmp_path, num_steps=10))
+    unlink, deleted = Path.unlink, []
+    monkeypatch.setattr(Path, "unlink", lambda path: deleted.append(path.name) or unlink(path))
+    delete_run(tmp_path)
+    deleted.remove(".writable.tmp")
+    assert deleted[0] == "training_state.pt" and deleted[-1] == ".lock" and len(deleted) == 5

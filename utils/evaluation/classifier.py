@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from utils.data import Images, to_unit_range
 from utils.errors import InputError
-from utils.files import find_files, prepare_folder, read_torch_file, write_atomically
+from utils.files import exists, prepare_folder, read_torch_file, write_atomically
 from utils.files.torch_file import require_like
 from utils.process.distributed import on_rank_zero
 from utils.process.randomness import seed_of
@@ -107,7 +107,7 @@ def load_classifier(name: str, training: Images, test: Images, device: torch.dev
         torch.manual_seed(seed_of("classifier"))
         classifier = Classifier(images.shape[1], num_classes).to(device, memory_format=torch.channels_last).eval()
     path = CACHE / f"classifier-{name}-{content_hash(images, labels)}.pt"
-    if not find_files(CACHE, path.name):
+    if not exists(path):
         _train_and_save(classifier, training, test, path)
     content = read_torch_file(path, {"weights", "test_accuracy"}, "a classifier", FORMAT_VERSION)
     try:

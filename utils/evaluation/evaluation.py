@@ -1,4 +1,4 @@
-"""Evaluating models: the pictures of each against the test images, nothing computed twice."""
+"""Evaluates models: features of their pictures against those of the test images; nothing is computed twice."""
 
 import math
 import time
@@ -71,7 +71,6 @@ class Evaluation:
     batch_size: int
     compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
-    sha256: Callable[[Path], str] = field(default_factory=lambda: cache(sha256))  # files may be large
 
     def key(self, candidate: Candidate) -> dict[str, Any]:
         """Everything that a candidate's scores depend on: what its results are found by in the file."""
@@ -85,9 +84,9 @@ class Evaluation:
         }
         if candidate.path:
             key |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
-            key["checkpoint_sha256"] = self.sha256(candidate.path)
+            key["checkpoint_sha256"] = self._sha256_of(candidate.path)
         if candidate.sampler == "ddim":
-            key["teacher_sha256"] = self.sha256(self.teacher.path)
+            key["teacher_sha256"] = self.teacher.sha256
         if candidate.sampler == "ancestral":
             key["variance"] = self.config.sampling.variance_fraction
         return key
@@ -119,7 +118,7 @@ class Evaluation:
         """
         key = {
             "name": "fewest steps",
-            "teacher_sha256": self.sha256(self.teacher.path),
+            "teacher_sha256": self.teacher.sha256,
             "clip": self.config.sampling.clip,
             "precision": self.compute.precision,
             "seed": self.seed,
@@ -140,6 +139,10 @@ class Evaluation:
             entry = key | {"steps": steps, "distances": distances}
             self.results.add(entry)
         return entry["steps"]
+
+    @cached_property
+    def _sha256_of(self) -> Callable[[Path], str]:
+        return cache(sha256)  # files may be large
 
     @cached_property
     def _metrics(self) -> QualityMetrics:

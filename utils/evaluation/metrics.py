@@ -35,7 +35,7 @@ class Extractor:
 
 
 def classifier_features(name: str, training: Images, test: Images, device: torch.device) -> Extractor:
-    """The features of a small classifier of the data set of that name: see utils/classifier.py."""
+    """The features of a small classifier of the data set of that name: see utils/evaluation/classifier.py."""
     classifier, name = load_classifier(name, training, test, device)
 
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class Scores:
         fid_share: the same as a share of the trace of the real features' covariance: independent of their scale.
         kid, kid_std: the kernel distance (Binkowski et al. 2018), unbiased: mean and deviation over 100 subsets.
         classes: the share of each class that the classifier sees, None without a classifier.
-        class_distance: half the sum of the differences from the real images' shares: what would have to change class.
+        class_distance: the total variation distance between these shares and those of the real images.
     """
 
     fid: float

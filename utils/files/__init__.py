@@ -1,5 +1,7 @@
 """Reading and writing files: rank 0 alone does it, and every rank receives the result, or the error.
 
+Not so the data set, which each rank reads itself: see utils/data.py.
+
 All other modules import these functions from here. Those that they wrap, in the modules of this package, know of one
 process only.
 """
@@ -17,6 +19,7 @@ read_if_there = on_rank_zero(disk.read_if_there)
 write_atomically = on_rank_zero(disk.write_atomically)
 append_line = on_rank_zero(disk.append_line)
 prepare_folder = on_rank_zero(disk.prepare_folder)
+exists = on_rank_zero(Path.exists)
 find_files = on_rank_zero(disk.find_files)
 delete_files = on_rank_zero(disk.delete_files)
 remove_if_empty = on_rank_zero(disk.remove_if_empty)

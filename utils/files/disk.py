@@ -77,15 +77,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_files(folder: Path, *patterns: str) -> list[Path]:
-    """What lies in a folder under names of these patterns, in order; nothing if there is no such folder."""
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The paths in a folder that match a glob pattern, sorted; none if there is no such folder."""
+    return sorted(folder.glob(pattern))
 
 
 def delete_files(folder: Path, *patterns: str) -> None:
-    """Deletes the files of a folder whose names match one of the patterns."""
-    for path in find_files(folder, *patterns):
-        path.unlink()
+    """Deletes the files of a folder whose names match the patterns, those of the first pattern first."""
+    for pattern in patterns:
+        for path in find_files(folder, pattern):
+            path.unlink()
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -95,7 +96,7 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def require_regular_file(path: Path) -> None:
-    """Refuses what is no file, such as a folder, or a pipe or device that might never end.
+    """Refuses anything but a regular file: a folder, or a pipe or device that might never end.
 
     Raises:
         InputError: it is not there, or is none.

@@ -3,8 +3,8 @@
     torchrun --standalone --nproc_per_node=2 train.py --config_path ...
 
 Every rank runs the same script and takes the same decisions. Rank 0 alone reads, writes and prints; the other ranks
-receive what it read, or the error it met (`on_rank_zero`). A process started without torchrun is rank 0 of a world of
-size 1, and none of this does anything.
+receive what it read, or the error it met (`on_rank_zero`). Only the data set is read by each (`rank_zero_first`). A
+process started without torchrun is rank 0 of a world of size 1, and none of this does anything.
 """
 
 import os
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 
-# A process that ends is noticed at once; a machine that is lost, when it has not answered within a step for so long.
+# When a process ends, the others notice at once; when a machine is lost, after so long without an answer in a step.
 STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
 # One rank may fetch data, or write a checkpoint, while the others wait.
 LONGEST_WAIT = timedelta(hours=1)
@@ -47,7 +47,7 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # all bars, also those of libraries
     yield
     dist.destroy_process_group()
 
@@ -93,16 +93,6 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
-@contextmanager
-def _alone() -> Iterator[None]:
-    global _acts_alone
-    before, _acts_alone = _acts_alone, True
-    try:
-        yield
-    finally:
-        _acts_alone = before
-
-
 def _is_collective() -> bool:
     return world_size() > 1 and not _acts_alone
 
@@ -116,7 +106,7 @@ def all_gather(value: T) -> list[T]:
     return values
 
 
-def all_reduce_max(*numbers: int, timeout: timedelta = STEP_TIMEOUT) -> list[int]:
+def all_reduce_max(*numbers: int, timeout: timedelta) -> list[int]:
     """The maximum over all ranks, for each number; asked for after each step."""
     found = torch.tensor(numbers)
     if _is_collective():
@@ -132,6 +122,18 @@ def all_reduce_sum(numbers: Tensor) -> list[float]:
     return found.tolist()
 
 
+def _attempt(act: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R | None, InputError | None]:
+    """Calls a function while the other ranks wait: its result, or its error."""
+    global _acts_alone
+    before, _acts_alone = _acts_alone, True
+    try:
+        return act(*args, **kwargs), None
+    except InputError as error:
+        return None, error
+    finally:
+        _acts_alone = before
+
+
 def on_rank_zero(act: Callable[P, R]) -> Callable[P, R]:
     """A function that rank 0 alone calls; every rank returns its result, or raises its InputError."""
 
@@ -139,17 +141,12 @@ def on_rank_zero(act: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not _is_collective():
             return act(*args, **kwargs)
-        answer: list = [None, None]
-        if is_rank_zero():
-            with _alone():
-                try:
-                    answer[0] = act(*args, **kwargs)
-                except InputError as error:
-                    answer[1] = error
+        answer = list(_attempt(act, *args, **kwargs)) if is_rank_zero() else [None, None]
         dist.broadcast_object_list(answer)
-        if answer[1]:
-            raise answer[1]
-        return answer[0]
+        result, error = answer
+        if error:
+            raise error
+        return result
 
     return call
 
@@ -169,11 +166,7 @@ def rank_zero_first(act: Callable[P, R]) -> Callable[P, R]:
         for turn in range(3):
             wrong = None
             if turn == own_turn:
-                with _alone():
-                    try:
-                        result = act(*args, **kwargs)
-                    except InputError as error:
-                        wrong = error
+                result, wrong = _attempt(act, *args, **kwargs)
             for error in filter(None, all_gather(wrong)):
                 raise error
         return result
@@ -206,7 +199,7 @@ def _step_group(backend: str, timeout: timedelta) -> dist.ProcessGroup:
     return dist.new_group(backend=backend, timeout=timeout)
 
 
-def data_parallel(network: nn.Module, device: torch.device, timeout: timedelta = STEP_TIMEOUT) -> nn.Module:
+def data_parallel(network: nn.Module, device: torch.device, timeout: timedelta) -> nn.Module:
     """The network, whose gradients are averaged over all ranks in each backward pass."""
     if world_size() == 1:
         return network

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from utils.files import append_line, find_files, read_if_there, write_atomically
+from utils.files import append_line, exists, read_if_there, write_atomically
 from utils.process.timing import PARTS
 
 LOG_NAME = "metrics.jsonl"
@@ -37,7 +37,7 @@ def log(folder: Path, line: dict[str, Any]) -> None:
 
 def forget_after(folder: Path, step: int) -> None:
     """Removes the lines after a step, which a run that continues from there writes again."""
-    if find_files(folder, LOG_NAME):
+    if exists(folder / LOG_NAME):
         kept = "".join(json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step)
         write_atomically(folder / LOG_NAME, lambda file: file.write(kept.encode()))
 

@@ -16,7 +16,7 @@ from utils.process.interruption import Interrupted, SignalWatch
 from utils.process.timing import Stopwatch
 from utils.sampling import draw_samples
 from utils.training.log import forget_after, log
-from utils.training.run import STATE_NAME, Run
+from utils.training.run import Run
 from utils.training.trainer import Trainer
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -40,7 +40,7 @@ class TrainingLoop:
             try:
                 trainer.load_state_dict(run.state, run.state["step"])
             except ValueError as error:
-                raise InputError(f"{run.folder / STATE_NAME}: damaged: {error}; --restart begins anew") from error
+                raise InputError(f"{run.state_path}: damaged: {error}; --restart begins anew") from error
             self.saved_step = trainer.step
             run.state = None  # it may be large
 
@@ -74,7 +74,7 @@ class TrainingLoop:
                     watch.received or 0, minutes_passed, timeout=trainer.timeout
                 )
                 if signum or must_save:
-                    self._save_between()
+                    self._save_state_only()
                 if signum:
                     raise Interrupted(signum, f"{self.run.folder}, after step {trainer.step}")
 
@@ -85,7 +85,7 @@ class TrainingLoop:
         self.interval_start, self.interval_step = time.perf_counter(), self.trainer.step
 
     def _log(self) -> str:
-        """Logs the means since the last line; the loss, to be shown.
+        """Logs the means since the last line, and returns the loss as text for the progress bar.
 
         Raises:
             InputError: too many steps in a row were skipped.
@@ -123,8 +123,8 @@ class TrainingLoop:
         self._log_seconds()
         self._begin_interval()
 
-    def _save_between(self) -> None:
-        """Saves the state alone, after any step."""
+    def _save_state_only(self) -> None:
+        """Saves the state after any step, without a picture and a checkpoint."""
         if self.trainer.step > self.interval_step:  # the steps since the last line are not logged yet
             self._log()
         self._save_state()

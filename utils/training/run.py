@@ -1,4 +1,4 @@
-"""A run: one training in one folder; what identifies it, and whether it may be continued, restarted or is finished.
+"""A run, one training in one folder: what identifies it, and whether it is finished or may be continued.
 
 The folder holds `training_state.pt` (what continuing needs), `diffusion-<step>.pt`, `sample-<step>.png` and
 `metrics.jsonl`. They are written in the order state, picture, checkpoint: where there is a checkpoint, all that
@@ -16,12 +16,13 @@ from pydantic import ValidationError, model_validator
 from utils.checkpoints import Checkpoint
 from utils.config import Config, Count, NonNegativeInt, Section, differences, explain
 from utils.errors import InputError
-from utils.files import delete_files, find_files, locked, read_torch_file, remove_if_empty, write_atomically
+from utils.files import delete_files, exists, find_files, locked, read_torch_file, remove_if_empty, write_atomically
 from utils.files.disk import LOCK_NAME
 from utils.training.log import LOG_NAME
 
 STATE_NAME = "training_state.pt"
 STATE_VERSION = 2
+# In the order of deletion: a state without its checkpoints would be continued, so it goes first; the lock goes last.
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp", LOCK_NAME)
 
 
@@ -66,7 +67,7 @@ class Run:
     identity: dict[str, Any]
     num_steps: int
     state: dict[str, Any] | None
-    sampling_steps: int | None = None
+    sampling_steps: int | None
 
     @classmethod
     def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
@@ -86,13 +87,19 @@ class Run:
         identity = config.model_dump(exclude={"data": {"test_root"}, "training": True, "distillation": apart})
         identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
         identity |= {"teacher_model_checkpoint": teacher.sha256, "sampling_steps": sampling_steps}
-        run = cls.find(folder, identity, settings.num_training_steps(sampling_steps), restart=restart)
-        run.sampling_steps = sampling_steps
-        return run
+        num_steps = settings.num_training_steps(sampling_steps)
+        return cls.find(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
 
     @classmethod
     def find(
-        cls, folder: Path, identity: dict[str, Any], num_steps: int, *, restart: bool = False, may_grow: bool = False
+        cls,
+        folder: Path,
+        identity: dict[str, Any],
+        num_steps: int,
+        *,
+        sampling_steps: int | None = None,
+        restart: bool = False,
+        may_grow: bool = False,
     ) -> "Run":
         """The run, with the state that its folder holds; `restart` ignores what is there.
 
@@ -102,10 +109,10 @@ class Run:
             InputError: the state in the folder is that of another run, or there are checkpoints without a state.
         """
         path = folder / STATE_NAME
-        if restart or not find_files(folder, STATE_NAME):
+        if restart or not exists(path):
             for checkpoint in [] if restart else find_files(folder, "diffusion-*.pt"):
                 raise InputError(f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}; --restart deletes it")
-            return cls(folder, identity, num_steps, None)
+            return cls(folder, identity, num_steps, None, sampling_steps)
         state = read_torch_file(path, STATE_KEYS, "a training state", STATE_VERSION)
         try:
             Header.model_validate({key: state[key] for key in Header.model_fields})
@@ -120,18 +127,23 @@ class Run:
                 f"{path}: number of training steps is {state['num_steps']} there ({state['step']} taken) and "
                 f"{num_steps} here; {advice}"
             )
-        return cls(folder, identity, num_steps, state)
+        return cls(folder, identity, num_steps, state, sampling_steps)
 
     @property
     def previous_compute(self) -> dict[str, Any] | None:
         """How the process that saved the state computed."""
         return self.state and self.state["compute"]
 
+    @property
+    def state_path(self) -> Path:
+        """Where the training state is saved."""
+        return self.folder / STATE_NAME
+
     def save_state(self, step: int, compute: dict[str, Any], tensors: dict[str, dict]) -> None:
         """Writes what continuing after this step needs."""
         header = {"identity": self.identity, "num_steps": self.num_steps, "step": step, "compute": compute}
         state = {"format_version": STATE_VERSION} | header | tensors
-        write_atomically(self.folder / STATE_NAME, lambda file: torch.save(state, file))
+        write_atomically(self.state_path, lambda file: torch.save(state, file))
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step is saved."""
@@ -139,7 +151,7 @@ class Run:
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the checkpoint of a step has been saved."""
-        return bool(find_files(self.folder, f"diffusion-{step}.pt"))
+        return exists(self.checkpoint_path(step))
 
     @property
     def final_checkpoint(self) -> Path:

@@ -40,7 +40,8 @@ class Trainer:
         model: the one to compute losses with; its network averages its gradients over all ranks.
         ema: the network with the averaged weights, in evaluation mode.
         step: how many steps have been taken.
-        most_skipped_in_a_row: of the steps, since their gradient was not finite; a tensor [] on the device.
+        most_skipped_in_a_row: the longest series of steps that were skipped, since their gradients were not finite; a
+            scalar on the device.
     """
 
     def __init__(
@@ -50,16 +51,19 @@ class Trainer:
         compute: Compute,
         *,
         learning_rate: Callable[[int], float],
-        seed: tuple[int, int | None],
+        seed: int,
+        sampling_steps: int | None = None,
     ):
         """
         Args:
             model: the model to train, in place.
             compute: how the model computes.
             learning_rate: the learning rate at each step.
-            seed: the configuration's seed, and what the model is distilled for.
+            seed, sampling_steps: of the configuration, and what the model is distilled for, None for an undistilled
+                model: random numbers depend on both.
         """
-        self.settings, self.compute, self.learning_rate, self.seed = settings, compute, learning_rate, seed
+        self.settings, self.compute, self.learning_rate = settings, compute, learning_rate
+        self.seed, self.sampling_steps = seed, sampling_steps
         self.network = compute.for_training(model).network
         self.adam = torch.optim.Adam(self.network.parameters(), betas=(0.9, settings.adam_beta2), fused=True)
         self.averaged = AveragedModel(self.network, multi_avg_fn=self._average)
@@ -77,26 +81,28 @@ class Trainer:
         get_ema_multi_avg_fn(decay)(averaged, current, None)
 
     def seed_for(self, what: str) -> None:
-        """Seeds PyTorch: all that is drawn in a step depends on its number alone, so nothing need be remembered."""
-        torch.manual_seed(seed_of(what, *self.seed, index=self.step))
+        """Seeds PyTorch: all that is drawn in a step depends on its number alone, so no random state need be saved."""
+        torch.manual_seed(seed_of(what, self.seed, self.sampling_steps, index=self.step))
 
     def take_step(self, losses_of: Callable[..., Tensor], *batch: Tensor | None) -> None:
         """One step of training on a global batch of tensors [B, ...]; what is None stays None.
 
-        `losses_of` is given the same of a micro-batch, and returns the loss of each image, [b]. The step goes down the
-        gradient of their mean over the global batch. Nothing in it waits for the device.
+        `losses_of` is called with the slices of a micro-batch, and returns the loss of each of its images, [b]; the
+        step goes down the gradient of their mean over the global batch. Nothing in it waits for the device.
         """
-        # Accumulate gradients: a rank's shard of the global batch, one micro-batch after the other. With the gradients
-        # of the last, the ranks exchange them all.
+        # Accumulate gradients over this rank's shard of the global batch, one micro-batch after the other; in the
+        # backward pass of the last, they are averaged over all ranks.
         loss = torch.zeros((), device=self.compute.device)
         micro_batches = distributed.micro_batches(self.settings.batch_size, self.settings.accumulation_steps)
-        for images in micro_batches:
-            # Dropout depends on the index in the global batch. A tensor, or compiled code would be compiled anew.
-            self.network.first_example = torch.full((), images.start, dtype=torch.int32, device=self.compute.device)
+        for micro_batch in micro_batches:
+            # The dropout mask depends on an image's index in the global batch. (A tensor: compiled code would be
+            # compiled anew for each value of a number.)
+            start = torch.full((), micro_batch.start, dtype=torch.int32, device=self.compute.device)
+            self.network.first_example = start
             self.seed_for("dropout")
-            exchange = images == micro_batches[-1]
-            with nullcontext() if exchange else distributed.no_sync(self.model.network):
-                losses = losses_of(*(tensor if tensor is None else tensor[images] for tensor in batch))
+            is_last = micro_batch == micro_batches[-1]
+            with nullcontext() if is_last else distributed.no_sync(self.model.network):
+                losses = losses_of(*(tensor if tensor is None else tensor[micro_batch] for tensor in batch))
                 share = losses.sum() / self.settings.batch_size
                 # A loss that is not finite makes the whole gradient NaN, whatever its own was: so all ranks, which see
                 # their own losses and the mean of the gradients, skip the same steps.
@@ -137,7 +143,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, dict], step: int) -> None:
-        """Takes over a state after so many steps.
+        """Loads a state that was saved after `step` steps.
 
         Raises:
             ValueError: it is not the state of such a network, or not whole.
