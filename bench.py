@@ -28,7 +28,7 @@ from models.diffusion import Diffusion, distillation_loss, stratified, training_
 from models.samplers import ddim
 from utils import cli
 from utils.checkpoints import build_model
-from utils.compute import DISTILLATION, FORWARD, TRAINING, Compute, forward_flop
+from utils.compute import DISTILLATION_PASSES, FORWARD_PASSES, TRAINING_PASSES, Compute, forward_flop
 from utils.config import Config, Optimization, load_config
 from utils.training.trainer import Trainer
 
@@ -37,10 +37,10 @@ LEARNING_RATE = 1e-5
 # How each step is called, the section of the configuration that has its batch size, how often it sends an image through
 # the network, and how many steps a call makes
 STEPS = {
-    "training step": ("training_step", "training", TRAINING, 1),
-    "distillation step": ("distillation_step", "distillation", DISTILLATION, 1),
-    "sampler step": ("sampler_steps", "sampling", FORWARD, NUM_STEPS),
-    "network evaluation": ("network_evaluations", "sampling", FORWARD, NUM_STEPS),
+    "training step": ("training_step", "training", TRAINING_PASSES, 1),
+    "distillation step": ("distillation_step", "distillation", DISTILLATION_PASSES, 1),
+    "sampler step": ("sampler_steps", "sampling", FORWARD_PASSES, NUM_STEPS),
+    "network evaluation": ("network_evaluations", "sampling", FORWARD_PASSES, NUM_STEPS),
 }
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 
@@ -267,7 +267,7 @@ def main() -> None:
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.training
-    passes = TRAINING * settings.num_training_steps * settings.batch_size
+    passes = TRAINING_PASSES * settings.num_training_steps * settings.batch_size
     compute = Compute.choose(config, cli.choose_device(arguments.device), passes=passes, training=True)
     torch.manual_seed(0)
     found = bench(config, compute, arguments.batch_size, arguments.rounds)

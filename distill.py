@@ -17,7 +17,7 @@ from torch import Tensor
 from models.diffusion import distillation_loss, stratified
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
-from utils.compute import DISTILLATION, Compute
+from utils.compute import DISTILLATION_PASSES, Compute
 from utils.config import Config, load_config
 from utils.data import ImageData, load_data
 from utils.errors import InputError
@@ -61,22 +61,13 @@ def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
     return [initial_sampling_steps // 2**k for k in range(iterations)]
 
 
-def prepare(folder: Path, config: Config, device: torch.device, restart: bool) -> ImageData:
-    """Loads the data and makes the folder, with --restart an empty one; called when all else has been checked."""
-    data = load_data(config, device)
-    prepare_folder(folder)
-    if restart:
-        delete_students(folder)
-    return data
-
-
 def distill(
-    checkpoint: Checkpoint, run: Run, config: Config, data: ImageData, compute: Compute, stopwatch: Stopwatch
+    teacher_checkpoint: Checkpoint, run: Run, config: Config, data: ImageData, compute: Compute, stopwatch: Stopwatch
 ) -> None:
-    """One iteration of Algorithm 2: `run`'s student of N steps learns from a teacher of 2N steps, the `checkpoint`."""
+    """One iteration of Algorithm 2: the student of `run`, of N steps, learns from a teacher of 2N steps."""
     settings, n = config.distillation, run.sampling_steps
-    teacher = compute.for_inference(checkpoint.model(compute.device), settings.batch_size)
-    student = checkpoint.model(compute.device)  # the student begins as its teacher; neither has dropout
+    teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
+    student = teacher_checkpoint.model(compute.device)  # the student begins as its teacher; neither has dropout
 
     def learning_rate(step: int) -> float:
         return settings.initial_learning_rate(n) * (1 - step / run.num_steps)  # annealed to 0
@@ -87,7 +78,7 @@ def distill(
         return distillation_loss(trainer.model, teacher, x, eps, i, n, settings.loss_weighting, label)
 
     for step in TrainingLoop(run, trainer, config, stopwatch, f"{2 * n} -> {n}"):
-        x, label = data.batch(step, settings.batch_size, order=n)
+        x, label = data.batch(step, settings.batch_size, shuffle=n)
         i = 1 + (stratified(len(x)) * n).long()  # t = i/N, i in {1, ..., N}
         eps = torch.randn_like(x)
         trainer.take_step(losses, x, eps, i, label)
@@ -109,7 +100,7 @@ def main() -> None:
     if not arguments.restart:
         require_same_students(folder, students)
     folders = [folder / f"{iteration}_{sampling_steps}" for iteration, sampling_steps in enumerate(students, start=1)]
-    passes = DISTILLATION * settings.batch_size * sum(map(settings.num_training_steps, students))
+    passes = DISTILLATION_PASSES * settings.batch_size * sum(map(settings.num_training_steps, students))
     data = None  # until there is something to do
 
     for student_folder, sampling_steps in zip(folders, students, strict=True):
@@ -117,7 +108,11 @@ def main() -> None:
         if run.finished:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:
-            data = data or prepare(folder, config, device, arguments.restart)
+            if data is None:  # everything has been checked
+                data = load_data(config, device)
+                prepare_folder(folder)
+                if arguments.restart:
+                    delete_students(folder)
             compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
             print(f"distilling on {compute}, to {sampling_steps} steps, writing to {run.folder}")
             distill(teacher, run, config, data, compute, stopwatch)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils import cli
 from utils.checkpoints import load_checkpoint
-from utils.compute import FORWARD, Compute
+from utils.compute import FORWARD_PASSES, Compute
 from utils.config import Config, load_config
 from utils.data import load_images
 from utils.errors import InputError
@@ -143,7 +143,7 @@ def main() -> None:
     prepare_folder(folder)
     extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
     steps = sum(arguments.sampling_steps or [1024])  # about what the teacher is sampled with, in all rows together
-    passes = FORWARD * arguments.num_samples * steps * len(arguments.samplers)
+    passes = FORWARD_PASSES * arguments.num_samples * steps * len(arguments.samplers)
     compute = Compute.choose(config, device, passes=passes, training=False)
     print(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, writing to {folder}")
 

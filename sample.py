@@ -18,7 +18,7 @@ from torch import Tensor
 
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
-from utils.compute import FORWARD, Compute
+from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.errors import InputError
 from utils.files import prepare_folder
@@ -108,7 +108,7 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     }
     sampling = sampling.model_copy(update=chosen)
     config = checkpoint.config.model_copy(update={"sampling": sampling, **cli.overrides(arguments)})
-    compute = Compute.choose(config, device, passes=FORWARD * arguments.num_samples * steps, training=False)
+    compute = Compute.choose(config, device, passes=FORWARD_PASSES * arguments.num_samples * steps, training=False)
     model = compute.for_inference(checkpoint.model(device), sampling.batch_size)
     return draw_samples(model, config, arguments.num_samples, sampling_steps=steps, seed=arguments.seed, device=device)
 

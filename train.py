@@ -14,7 +14,7 @@ from torch import Tensor
 from models.diffusion import stratified, training_loss
 from utils import cli
 from utils.checkpoints import build_model, load_checkpoint
-from utils.compute import TRAINING, Compute
+from utils.compute import TRAINING_PASSES, Compute
 from utils.config import load_config
 from utils.data import load_data
 from utils.process.timing import Stopwatch
@@ -54,7 +54,7 @@ def main() -> None:
         print(f"{folder}: finished, all {run.num_steps} steps; more --num_training_steps go on from here")
         return
 
-    passes = TRAINING * run.num_steps * settings.batch_size
+    passes = TRAINING_PASSES * run.num_steps * settings.batch_size
     compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
     data = load_data(config, device)
     torch.manual_seed(config.seed)
@@ -68,7 +68,7 @@ def main() -> None:
     def losses(x: Tensor, eps: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         return training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
 
-    for step in loop:
+    for step in loop:  # which has seeded all that is drawn here with the number of the step
         x, label = data.batch(step, settings.batch_size)
         t, eps = stratified(len(x)), torch.randn_like(x)
         trainer.take_step(losses, x, eps, t, label)

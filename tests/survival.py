@@ -54,7 +54,7 @@ def continue_it(config: Config) -> tuple[int, str]:
     """What train.py does with a training state before the first step."""
     device = torch.device("cpu")
     try:
-        run = Run.find(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2)
+        run = Run.open(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2)
         model, compute = build_model(config, device), Compute(device, "fp32", compile=False)
         trainer = Trainer(model, config.training, compute, learning_rate=lambda step: 0.0, seed=0)
         TrainingLoop(run, trainer, config, Stopwatch(), "mutated")

@@ -20,8 +20,8 @@ from utils.process import distributed
 WORTH_COMPILING_PER_CPU_THREAD = 1e14
 WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
 
-FORWARD, TRAINING = 1, 3  # passes of one image: a gradient costs as much as two forward passes
-DISTILLATION = TRAINING + 2 * FORWARD
+FORWARD_PASSES, TRAINING_PASSES = 1, 3  # passes of one image: a gradient costs as much as two forward passes
+DISTILLATION_PASSES = TRAINING_PASSES + 2 * FORWARD_PASSES
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Compute:
         """Precision and compilation as configured; for `auto`, what is best on the device.
 
         Args:
-            passes: forward passes of one image in the whole run; see `FORWARD`, `TRAINING`, `DISTILLATION`.
+            passes: forward passes of one image in the whole run; see the constants ending in `_PASSES`.
             training: whether that is to train it, or to sample.
             previous: `as_dict()` of an earlier process of the same run.
         """

@@ -35,14 +35,14 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, step: int, batch_size: int, order: int = 0) -> tuple[Tensor, Tensor | None]:
+    def batch(self, step: int, batch_size: int, shuffle: int = 0) -> tuple[Tensor, Tensor | None]:
         """The global batch of a step: images [B, C, H, W] in [-1, 1] and classes [B]; a function of the step alone.
 
-        Each `order` is another sequence of shuffles, so that students of few steps do not all see the same images.
+        Each `shuffle` is another sequence of shuffles, so that students of few steps do not all see the same images.
         """
         indices = torch.cat(
             [
-                _permutation(len(self), self.seed, order, epoch)[begin:end]
+                _permutation(len(self), self.seed, shuffle, epoch)[begin:end]
                 for epoch, begin, end in _epochs(step * batch_size, batch_size, len(self))
             ]
         ).to(self.images.device, non_blocking=self.images.is_cuda)
@@ -65,8 +65,8 @@ def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
 
 
 @lru_cache(maxsize=2)
-def _permutation(length: int, seed: int, order: int, epoch: int) -> Tensor:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed_of("epoch", seed, order, index=epoch)))
+def _permutation(length: int, seed: int, shuffle: int, epoch: int) -> Tensor:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed_of("epoch", seed, shuffle, index=epoch)))
 
 
 def load_data(config: Config, device: torch.device) -> ImageData:

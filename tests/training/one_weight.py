@@ -40,7 +40,7 @@ def make_trainer() -> Trainer:
 
 
 def make_loop(folder: Path, *, num_steps: int = 40, identity: dict | None = None) -> TrainingLoop:
-    run = Run.find(folder, identity or {"a": 1}, num_steps)
+    run = Run.open(folder, identity or {"a": 1}, num_steps)
     return TrainingLoop(run, make_trainer(), CONFIG, Stopwatch(), "test")
 
 

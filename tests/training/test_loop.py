@@ -39,7 +39,7 @@ def test_ten_skipped_steps_in_a_row_stop_the_run_and_the_last_checkpoint_stands(
     with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row"):
         for step in loop:
             step_down(trainer, (trainer.network.weight - 1).square() * (math.nan if 13 <= step < 23 else 1))
-    state = Run.find(tmp_path, {"a": 1}, 40).state
+    state = Run.open(tmp_path, {"a": 1}, 40).state
     assert state["step"] == 20 and torch.isfinite(state["network"]["weight"])
 
 
@@ -54,7 +54,7 @@ def test_told_to_stop_it_finishes_the_step_and_saves(tmp_path, signum):
             step_down(trainer, (trainer.network.weight - 1).square())
     assert stopped.value.exit_code == 128 + signum
     assert signal.getsignal(signum) == before
-    assert Run.find(tmp_path / "stopped", {"a": 1}, 40).state["step"] == 14
+    assert Run.open(tmp_path / "stopped", {"a": 1}, 40).state["step"] == 14
     take_steps(make_loop(tmp_path / "stopped"))
     take_steps(make_loop(tmp_path / "undisturbed"))
     one, other = (torch.load(tmp_path / x / "training_state.pt", weights_only=True) for x in ("stopped", "undisturbed"))

@@ -71,27 +71,27 @@ class Run:
 
     @classmethod
     def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
-        """The run of train.py that begins with the weights of `initial`, or with random ones; see `find`."""
+        """The run of train.py that begins with the weights of `initial`, or with random ones; see `open`."""
         unused = {"data": {"test_root"}, "distillation": True, "training": {"num_training_steps", "accumulation_steps"}}
         identity = config.model_dump(exclude=unused)
         identity["load_model_weights_from_checkpoint"] = initial.sha256 if initial else None
-        return cls.find(folder, identity, config.training.num_training_steps, restart=restart, may_grow=True)
+        return cls.open(folder, identity, config.training.num_training_steps, restart=restart, may_grow=True)
 
     @classmethod
     def of_student(
         cls, folder: Path, config: Config, teacher: Checkpoint, sampling_steps: int, *, restart: bool
     ) -> "Run":
-        """The run of distill.py for the student of so many sampling steps; see `find`."""
+        """The run of distill.py for the student of so many sampling steps; see `open`."""
         settings = config.distillation
         apart = {"num_training_steps_per_iteration", "learning_rate", "accumulation_steps"}
         identity = config.model_dump(exclude={"data": {"test_root"}, "training": True, "distillation": apart})
         identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
         identity |= {"teacher_model_checkpoint": teacher.sha256, "sampling_steps": sampling_steps}
         num_steps = settings.num_training_steps(sampling_steps)
-        return cls.find(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
+        return cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
 
     @classmethod
-    def find(
+    def open(
         cls,
         folder: Path,
         identity: dict[str, Any],

@@ -37,8 +37,9 @@ class Trainer:
     """Trains a model with Adam, and keeps the EMA of its weights; the same on every rank.
 
     Attributes:
-        model: the one to compute losses with; its network averages its gradients over all ranks.
-        ema: the network with the averaged weights, in evaluation mode.
+        model: the one to compute losses with: `network`, which in many processes averages its gradients over all ranks.
+        network: the one that is trained, in place.
+        ema: a copy of it with the averaged weights, in evaluation mode.
         step: how many steps have been taken.
         most_skipped_in_a_row: the longest series of steps that were skipped, since their gradients were not finite; a
             scalar on the device.
@@ -76,7 +77,7 @@ class Trainer:
         self._sums = torch.zeros(3, device=compute.device)
 
     def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        # Warmed up: without it, the average is the first, random weights for thousands of steps.
+        # Without a warm-up, the average would stay close to the random initial weights for thousands of steps.
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         get_ema_multi_avg_fn(decay)(averaged, current, None)
 
@@ -107,6 +108,7 @@ class Trainer:
                 # A loss that is not finite makes the whole gradient NaN, whatever its own was: so all ranks, which see
                 # their own losses and the mean of the gradients, skip the same steps.
                 nan_if_not_finite = torch.where(share.detach().isfinite(), 1.0, math.nan)
+                # The backward pass takes the mean over the ranks, where the share is already one of the global mean.
                 (share * distributed.world_size() * nan_if_not_finite).backward()
             loss += share.detach()
 
@@ -114,7 +116,7 @@ class Trainer:
         norm = clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
         skipped = (~norm.isfinite()).float()
         self.adam.param_groups[0]["lr"] = self.learning_rate(self.step)
-        self.adam.found_inf = skipped  # where it is 1, the fused Adam changes nothing
+        self.adam.found_inf = skipped  # as a GradScaler does: where it is 1, the fused Adam changes nothing
         self.adam.step()
         self.adam.zero_grad()
 
@@ -130,7 +132,7 @@ class Trainer:
     def take_metrics(self) -> tuple[float | None, float | None, int]:
         """Mean loss and mean gradient norm over the steps since the last call that were not skipped; their number."""
         _, norm, taken = self._sums.tolist()
-        loss, _, _ = distributed.all_reduce_sum(self._sums)  # each rank has the losses of its shard
+        loss, _, _ = distributed.all_reduce_sum(self._sums)  # each rank has the losses of its shard, and the same norm
         self._sums.zero_()
         return (loss / taken, norm / taken, int(taken)) if taken else (None, None, 0)
 
