@@ -4,20 +4,19 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import datasets
-from torchvision.transforms.v2 import functional as transforms
 
 from utils.config import Config
 from utils.config import Data as DataSettings
 from utils.errors import InputError
+from utils.files import remove_if_empty
+from utils.folder import fit, read_folder
 from utils.process.distributed import rank_zero_first
 from utils.process.randomness import seed_of
 
 TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
 Images = tuple[Tensor, Tensor]  # uint8 [N, C, H, W] and their classes [N]
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -80,8 +79,12 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     settings = config.data
     images, labels = load_images(settings)
     num_classes = config.network.num_classes
-    if num_classes and int(labels.max()) >= num_classes:
-        raise InputError(f"network.num_classes: {num_classes}, but {settings.name} has {int(labels.max()) + 1} classes")
+    found = int(labels.max()) + 1
+    if num_classes and found != num_classes:
+        raise InputError(
+            f"network.num_classes: {num_classes}, but {settings.name} has {found} "
+            f"{'classes' if found > 1 else 'class'}; 0 is a network that is not told the class"
+        )
     return ImageData(
         images.to(device),
         labels.to(device) if num_classes else None,
@@ -97,71 +100,35 @@ def load_images(settings: DataSettings, *, test: bool = False) -> Images:
     Raises:
         InputError: they are missing and cannot be fetched, or a folder has no test images.
     """
+    root = Path(settings.root).expanduser()
     if settings.name != "folder":
-        images, labels = _read_torchvision(settings, test)
-        return _fit(images, settings), labels
+        images, labels = _read_torchvision(settings.name, root, test)
+        return fit(images, settings.image_size, settings.num_channels), labels
     if test and settings.test_root is None:
         raise InputError("data.test_root: missing; needed here: a folder of images like those of data.root")
-    return _read_folder(settings, test)
+    folder, key = (Path(settings.test_root).expanduser(), "data.test_root") if test else (root, "data.root")
+    size = {"image_size": settings.image_size, "num_channels": settings.num_channels}
+    return read_folder(folder, key, classes_of=root, **size)
 
 
-def _read_torchvision(settings: DataSettings, test: bool) -> Images:
+def _read_torchvision(name: str, root: Path, test: bool) -> Images:
     """A data set of torchvision, in its own size and channels; downloaded if it is missing."""
-    dataset_class = TORCHVISION[settings.name]
+    dataset_class, there = TORCHVISION[name], root.exists()
     try:
         try:
-            dataset = dataset_class(settings.root, train=not test, download=True)
+            dataset = dataset_class(root, train=not test, download=True)
         except (RuntimeError, AssertionError, ValueError, IndexError):
             # A kill in the midst of unpacking leaves a piece of a file, which torchvision takes for the whole.
-            for packed in Path(settings.root, settings.name, "raw").glob("*-ubyte.gz"):
+            for packed in Path(root, name, "raw").glob("*-ubyte.gz"):
                 packed.with_suffix("").unlink(missing_ok=True)
-            dataset = dataset_class(settings.root, train=not test, download=True)
+            dataset = dataset_class(root, train=not test, download=True)
     except (OSError, RuntimeError) as error:
+        for folder in (root / name / "raw", root / name, *([] if there else [root])):  # which torchvision made
+            remove_if_empty(folder)
         raise InputError(
-            f"data.root: {settings.root}: {settings.name} is not there and cannot be fetched: "
-            f"{' '.join(str(error).split()):.200}"
+            f"data.root: {root.absolute()}: {name} is not there and cannot be fetched: "
+            f"{' '.join(str(error).split()):.200}; a relative data.root begins in the current folder"
         ) from error
     images = torch.as_tensor(dataset.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
     return images, torch.as_tensor(dataset.targets)
-
-
-def _read_folder(settings: DataSettings, test: bool) -> Images:
-    """All images below a folder; the class of each is the index of its folder among those of data.root."""
-    root = Path(settings.test_root if test else settings.root)
-    paths = _find_images(root, "data.test_root" if test else "data.root")
-    training = _find_images(Path(settings.root), "data.root") if test else paths
-    names = sorted({path.parent.relative_to(settings.root) for path in training})
-    classes = {name: i for i, name in enumerate(names)}
-    images = torch.empty(len(paths), settings.num_channels, settings.image_size, settings.image_size, dtype=torch.uint8)
-    labels = torch.empty(len(paths), dtype=torch.long)
-    for i, path in enumerate(paths):
-        name = path.parent.relative_to(root)
-        if name not in classes:
-            raise InputError(f"{path}: of a class that data.root has no folder for: {name}")
-        try:
-            image = transforms.pil_to_tensor(Image.open(path).convert("L" if settings.num_channels == 1 else "RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path}: not an image that can be read") from error
-        images[i], labels[i] = _fit(image[None], settings)[0], classes[name]
-    return images, labels
-
-
-def _find_images(root: Path, key: str) -> list[Path]:
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise InputError(f"{key}: {root}: no images there ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return paths
-
-
-def _fit(images: Tensor, settings: DataSettings) -> Tensor:
-    """Images [N, C, H, W] in uint8, cut to their middle square, in the configuration's size and channels."""
-    side = min(images.shape[-2:])
-    images = transforms.center_crop(images, [side, side])
-    if side != settings.image_size:
-        images = transforms.resize(images, [settings.image_size, settings.image_size], antialias=True)
-    if settings.num_channels == 3 and images.shape[1] == 1:
-        images = images.repeat(1, 3, 1, 1)
-    elif settings.num_channels == 1 and images.shape[1] == 3:
-        images = transforms.rgb_to_grayscale(images)
-    return images.contiguous()

@@ -1,0 +1,152 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from utils.config import Config, Data
+from utils.data import load_data, load_images
+from utils.errors import InputError
+from utils.folder import picture_formats, read_picture
+
+
+def write_image(path: Path, height: int = 8, width: int = 8, value: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), (value, value, value)).save(path)
+
+
+def load(root: Path, *, num_classes: int = 0, **data):
+    settings = {"name": "folder", "root": str(root), "image_size": 8, "num_channels": 1} | data
+    network = {"features": 4, "multipliers": [1, 2], "attention_resolutions": [], "num_classes": num_classes}
+    return load_data(Config.model_validate({"data": settings, "network": network}), torch.device("cpu"))
+
+
+def test_a_folder_of_images_of_any_size(tmp_path, capsys):
+    write_image(tmp_path / "cats/1.png", 20, 40, 10)
+    write_image(tmp_path / "dogs/deep/2.png", 64, 16, 20)
+    data = load(tmp_path, num_classes=2, image_size=16, num_channels=3)
+    assert data.images.shape == (2, 3, 16, 16)
+    assert data.images[:, 0, 0, 0].tolist() == [10, 20] and data.labels.tolist() == [0, 1]
+    assert "2 pictures in 2 classes: 0 cats, 1 dogs/deep" in capsys.readouterr().out
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
+    Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png", 1).tolist() == [[[0, 1, 128, 255]]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
+def test_what_is_transparent_is_white_whatever_the_file_hides_there(tmp_path, suffix):
+    image = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
+    image.putpixel((1, 0), (0, 200, 0, 0))
+    image.save(tmp_path / f"a.{suffix}", lossless=True)
+    picture = read_picture(tmp_path / f"a.{suffix}", 3)
+    assert picture[:, 0, 1].tolist() == [255, 255, 255] and picture[0, 0, 0] > 190 and picture[1, 0, 0] < 10
+    assert read_picture(tmp_path / f"a.{suffix}", 1)[0, 0, 1] == 255
+    half = Image.new("LA", (1, 1), (0, 128))
+    half.save(tmp_path / "half.png")
+    assert read_picture(tmp_path / "half.png", 1).item() == 127
+
+
+def test_a_photo_stands_upright(tmp_path):
+    image = Image.new("L", (16, 8))
+    image.paste(255, (0, 0, 8, 8))  # bright on the left, to be turned so that it is on top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    image.save(tmp_path / "a.jpg", exif=exif)
+    picture = read_picture(tmp_path / "a.jpg", 1)
+    assert picture.shape == (1, 16, 8) and picture[0, 2, 4] > 250 and picture[0, 13, 4] < 5
+
+
+def test_all_that_pillow_reads_is_read_and_the_rest_is_said(tmp_path, capsys):
+    for name in ("a.bmp", "b.tif", "c.TIFF", "d.ppm", "e.png"):
+        write_image(tmp_path / name)
+    for name in ("notes.txt", "more.txt", "README"):
+        (tmp_path / name).write_text("no image")
+    assert len(load(tmp_path)) == 5
+    assert "skipped, no pictures: 2 .txt, 1 README" in capsys.readouterr().out
+    assert ".eps" not in picture_formats()  # would run another program
+
+
+def test_no_picture_is_what_its_name_hides(tmp_path):
+    """A file is not given to a reader that would run another program, whatever its suffix."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(InputError, match=r"a.png: not an image that can be read"):
+        load(tmp_path)
+
+
+def test_hidden_files_and_folders_do_not_count(tmp_path):
+    for name in ("cats/1.png", "dogs/1.png", ".ipynb_checkpoints/1.png", "cats/._1.png", "cats/.thumbs/1.png"):
+        write_image(tmp_path / name)
+    assert load(tmp_path, num_classes=2).labels.tolist() == [0, 1]
+
+
+def test_the_number_of_classes_must_fit(tmp_path):
+    for name in ("cats/1.png", "dogs/1.png"):
+        write_image(tmp_path / name)
+    for wrong in (1, 3, 10):
+        with pytest.raises(InputError, match=f"network.num_classes: {wrong}, but folder has 2 classes; 0 is"):
+            load(tmp_path, num_classes=wrong)
+    assert load(tmp_path).labels is None
+    write_image(tmp_path / "loose.png")
+    with pytest.raises(InputError, match=r"loose.png: lies beside the subfolders, which are the classes"):
+        load(tmp_path, num_classes=2)
+
+
+def test_folders_that_are_none(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"data.root: .*nowhere: no such folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no pictures there, it is empty"):
+        load(tmp_path)
+    write_image(tmp_path / "real/1.png")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/linked").symlink_to(tmp_path / "real")
+    (tmp_path / "links/a.txt").write_text("a")
+    with pytest.raises(InputError, match=r"no pictures there, there are 1 .txt, 1 linked folders"):
+        load(tmp_path / "links")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load(Path("~/real"))) == 1
+
+
+def test_what_is_wrong_with_a_picture_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"a.png: not an image that can be read, whatever its name"):
+        load(tmp_path)
+    write_image(path, 100, 100)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4999)
+    with pytest.raises(InputError, match=r"a.png: too large: "):
+        load(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9999)  # Pillow warns; no error, even where warnings are
+    assert len(load(tmp_path)) == 1
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"a.png: (cannot be read: damaged|not an image)"):
+        load(tmp_path)
+
+    def forbidden(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", forbidden)
+    with pytest.raises(InputError, match=r"a.png: cannot be read: Permission denied"):
+        load(tmp_path)
+
+
+def test_the_test_images_of_a_folder_have_its_classes(tmp_path):
+    for path, value in (("a/cats/1.png", 1), ("a/dogs/1.png", 2), ("b/cats/3.png", 3), ("b/dogs/7.png", 7)):
+        write_image(tmp_path / path, 8, 8, value)
+    settings = Data(
+        name="folder", root=str(tmp_path / "a"), test_root=str(tmp_path / "b"), image_size=8, num_channels=1
+    )
+    images, labels = load_images(settings, test=True)
+    assert images[:, 0, 0, 0].tolist() == [3, 7] and labels.tolist() == [0, 1]
+    write_image(tmp_path / "b/bats/1.png")
+    with pytest.raises(InputError, match=r"bats/1.png: of a class that data.root has no folder for: bats"):
+        load_images(settings, test=True)
+    (tmp_path / "b/bats/1.png").unlink()
+    (tmp_path / "b/cats/3.png").unlink()
+    with pytest.raises(InputError, match=r"data.test_root: .*/b: has no pictures of cats, a class of data.root"):
+        load_images(settings, test=True)
+    with pytest.raises(InputError, match=r"data.test_root: missing"):
+        load_images(settings.model_copy(update={"test_root": None}), test=True)
