@@ -1,6 +1,6 @@
 # make lesson    the small lesson: train, distill from 1024 sampling steps to 8, compare; continues what is unfinished
 # make further   goes on from there to 4, 2 and 1 steps
-# make evaluate  measures them all: FID and more against the number of steps, with a figure; an hour at most
+# make evaluate  measures them all: FID and more against the number of steps, with a figure; students from 128 steps on; an hour at most
 # make test      lint, then all tests
 # make stress    what takes half an hour: 70 kills, 10,000 mutated files
 # make lint      style and format (ruff), and the layers of imports (import-linter)
@@ -30,7 +30,8 @@ further: $(FURTHER_PICTURE)
 	@echo "  $(FURTHER_PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
 
 evaluate: $(LAST_STUDENT)
-	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS)
+	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS) \
+		--student_steps 128 64 32 16 8 4 2 1
 
 test: lint
 	$(BIN)/python -m pytest

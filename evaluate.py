@@ -4,7 +4,7 @@
       --teacher output/ddpm_32x32_v_continuous_small/diffusion-5000.pt \\
       --students output/distilled/ddpm_32x32_v_continuous_small
 
-Every student at its own number of steps, and the teacher at each number of steps by each sampler, are compared with
+Every student at its own number of steps, and the teacher at several numbers of steps by each sampler, are compared with
 the test images: FID, KID and the other metrics in results.json. The first row is the floor, as many real images; the
 ratio is to the first model's FID, the teacher at the most steps. What is in results.json already is not computed again,
 so an interrupted evaluation continues with the same command.
@@ -19,13 +19,13 @@ from utils import cli
 from utils.checkpoints import load_checkpoint
 from utils.compute import FORWARD_PASSES, Compute
 from utils.config import Config, load_config
-from utils.data import load_images
+from utils.data import load_images, require_num_classes
 from utils.errors import InputError
 from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
 from utils.evaluation.metrics import EXTRACTORS
 from utils.evaluation.report import COLUMNS, cells_of, draw_figure, line_of
 from utils.evaluation.results import Results
-from utils.files import prepare_folder
+from utils.files import locked
 from utils.training.run import latest_checkpoint, student_folders
 
 SAMPLERS = ["ddim", "ancestral"]
@@ -45,11 +45,14 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FOLDER",
         help="where distill.py wrote the students; the latest checkpoint of each is taken (default: no students)",
     )
+    parser.add_count(
+        "--student_steps", "only the students of these numbers of steps (default: every student)", nargs="+"
+    )
     parser.add_count("--num_samples", "pictures a row; only rows with the same number can be compared", 5000)
     parser.add_count(
         "--sampling_steps",
-        "numbers of steps to look at (default: powers of two, for DDIM and the students up to the fewest that give the "
-        f"same pictures as 1024, for the ancestral sampler up to {MOST_ANCESTRAL_STEPS})",
+        "numbers of steps to sample the teacher with (default: powers of two and those of the students, for DDIM up to "
+        f"the fewest that give the same pictures as 1024, for the ancestral sampler up to {MOST_ANCESTRAL_STEPS})",
         nargs="+",
     )
     parser.add_argument(
@@ -112,15 +115,17 @@ def choose_candidates(
     if arguments.sampling_steps:
         ddim_steps = ancestral_steps = sorted(set(arguments.sampling_steps), reverse=True)
     else:
+        most = evaluation.fewest_steps()
         ddim_steps, ancestral_steps = (
-            [2**k for k in reversed(range(most.bit_length()))]
-            for most in (evaluation.fewest_steps(), MOST_ANCESTRAL_STEPS)
+            [2**k for k in reversed(range(number.bit_length()))] for number in (most, MOST_ANCESTRAL_STEPS)
         )
+        between = {student.sampling_steps for student in students if student.sampling_steps < most}
+        ddim_steps = sorted({*ddim_steps, *between}, reverse=True)
     candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
     for sampler, chosen in (("ddim", ddim_steps), ("ancestral", ancestral_steps)):
         if sampler in arguments.samplers:
             candidates += [Candidate("teacher", arguments.teacher, sampler, steps) for steps in chosen]
-    return candidates + [student for student in students if student.sampling_steps in ddim_steps]
+    return candidates + students
 
 
 def main() -> None:
@@ -131,30 +136,35 @@ def main() -> None:
     teacher = load_checkpoint(arguments.teacher)
     teacher.require_same_model(config, arguments.config_path)
     students = find_students(arguments.students, config, arguments.config_path)
+    if arguments.student_steps:
+        students = [student for student in students if student.sampling_steps in arguments.student_steps]
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
-    results = Results(folder / "results.json")
+    Results(folder / "results.json")  # is refused before anything is written
     training, test = load_images(config.data), load_images(config.data, test=True)
+    require_num_classes(training[1], config)
     if arguments.num_samples > len(training[0]):
         raise InputError(
             f"--num_samples {arguments.num_samples}: there are only {len(training[0])} training images, and the floor "
             "takes as many"
         )
-    prepare_folder(folder)
-    extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
-    steps = sum(arguments.sampling_steps or [1024])  # about what the teacher is sampled with, in all rows together
-    passes = FORWARD_PASSES * arguments.num_samples * steps * len(arguments.samplers)
-    compute = Compute.choose(config, device, passes=passes, training=False)
-    print(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, writing to {folder}")
+    if len(test[0]) < 2:
+        raise InputError("data.test_root: one picture is no set to compare with; there should be at least two")
 
-    with tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
+    title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
+    with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
+        extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
+        steps = sum(arguments.sampling_steps or [1024])  # about what the teacher is sampled with, in all rows together
+        passes = FORWARD_PASSES * arguments.num_samples * steps * len(arguments.samplers)
+        compute = Compute.choose(config, device, passes=passes, training=False)
+        tqdm.write(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, to {folder}")
         evaluation = Evaluation(
             config=config,
             teacher=teacher,
             training_images=training[0],
             test_images=test[0],
             extractor=extractor,
-            results=results,
+            results=Results(folder / "results.json"),
             num_samples=arguments.num_samples,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
@@ -171,11 +181,8 @@ def main() -> None:
                 baseline = found["fid"]  # the teacher at the most steps comes first
             rows.append((candidate, found))
             tqdm.write(line_of(cells_of(candidate, found, baseline)))
-
-    figure = folder / "fid.png"
-    title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
-    draw_figure(rows, title, figure)
-    print(f"wrote {results.path} and {figure}")
+        draw_figure(rows, title, folder / "fid.png")
+    print(f"wrote {folder / 'results.json'} and {folder / 'fid.png'}")
 
 
 if __name__ == "__main__":

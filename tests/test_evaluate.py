@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.datasets import MNIST
 
 from utils.evaluation import classifier
+from utils.files import locked
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def test_a_table_a_figure_and_results_that_are_not_computed_again(lesson, monkey
     before = (folder / "results.json").stat().st_mtime_ns
     monkeypatch.setattr(classifier, "train_classifier", None)
     assert call(*COMMAND, *STUDENTS, "--sampling_steps", 4, 2) == 0
-    assert capsys.readouterr().out.splitlines()[2:10] == table
+    again = capsys.readouterr().out
+    assert again[again.index("FID") :].splitlines()[1:9] == table
     assert (folder / "results.json").stat().st_mtime_ns == before
 
 
@@ -132,3 +134,47 @@ def test_inception_without_its_package(lesson, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "--features inception: needs the package torch-fidelity: pip install torch-fidelity" in error
     assert error.count("\n") == 1
+
+
+def test_every_student_is_a_row_whatever_its_number_of_steps(lesson, monkeypatch, capsys):
+    """Also those that are no power of two, or take more steps than the teacher is sampled with."""
+    monkeypatch.chdir(lesson)
+    monkeypatch.setattr("utils.checkpoints.UNDISTILLED_SAMPLING_STEPS", 8)  # of the teacher: quicker
+    flags = ["--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--initial_sampling_steps", 6]
+    flags += ["--distillation_iterations", 2, "--output_dir", "threes"]
+    assert call("distill.py", "--config_path", "tiny.yaml", *flags) == 0
+    capsys.readouterr()
+    flags = ["--students", "threes", "--num_samples", 20, "--sampling_steps", 2, "--samplers", "ddim"]
+    assert call(*COMMAND, *flags, "--output_dir", "of_threes") == 0
+    table = capsys.readouterr().out
+    assert "distilled, ddim, 6 steps" in table and "distilled, ddim, 3 steps" in table
+    monkeypatch.setattr("utils.evaluation.evaluation.Evaluation.fewest_steps", lambda _: 4)
+    assert call(*COMMAND, *flags[:4], "--samplers", "ddim", "--output_dir", "of_threes") == 0
+    table = capsys.readouterr().out
+    assert "distilled, ddim, 6 steps" in table and "teacher, ddim, 3 steps" in table
+    assert "teacher, ddim, 6 steps" not in table
+    assert call(*COMMAND, *flags, "--student_steps", 3, "--output_dir", "of_threes") == 0
+    table = capsys.readouterr().out
+    assert "distilled, ddim, 6 steps" not in table and "distilled, ddim, 3 steps" in table
+
+
+def test_two_evaluations_do_not_write_to_the_same_folder(lesson, monkeypatch, capsys):
+    monkeypatch.chdir(lesson)
+    with locked(Path("shared")):
+        assert call(*COMMAND, "--num_samples", 10, "--output_dir", "shared") == 2
+    assert "shared: another process is writing there" in capsys.readouterr().err
+    assert not Path("shared/results.json").exists()
+
+
+def test_one_test_image_is_no_set(lesson, monkeypatch, capsys):
+    monkeypatch.chdir(lesson)
+    for i, path in enumerate(list(Path("test").rglob("*.png"))[:4]):
+        copy = Path("single" if i == 0 else "several", f"{i}.png")
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    text = Path("tiny.yaml").read_text().replace(str(lesson / "test"), str(lesson / "single"))
+    Path("single.yaml").write_text(text.replace(str(lesson / "training"), str(lesson / "several")))
+    command = ["evaluate.py", "--teacher", "output/tiny/diffusion-6.pt", "--num_samples", 3]
+    assert call(*command, "--config_path", "single.yaml") == 2
+    assert "data.test_root: one picture is no set to compare with" in capsys.readouterr().err
+    assert not Path("output/evaluation/single").exists()

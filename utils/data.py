@@ -78,19 +78,27 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     """
     settings = config.data
     images, labels = load_images(settings)
-    num_classes = config.network.num_classes
-    found = int(labels.max()) + 1
-    if num_classes and found != num_classes:
-        raise InputError(
-            f"network.num_classes: {num_classes}, but {settings.name} has {found} "
-            f"{'classes' if found > 1 else 'class'}; 0 is a network that is not told the class"
-        )
+    require_num_classes(labels, config)
     return ImageData(
         images.to(device),
-        labels.to(device) if num_classes else None,
+        labels.to(device) if config.network.num_classes else None,
         seed=config.seed,
         random_flip=settings.random_flip,
     )
+
+
+def require_num_classes(labels: Tensor, config: Config) -> None:
+    """Refuses a network with another number of classes than the data, unless it has none.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    num_classes, found = config.network.num_classes, int(labels.max()) + 1
+    if num_classes and found != num_classes:
+        raise InputError(
+            f"network.num_classes: {num_classes}, but {config.data.name} has {found} "
+            f"{'classes' if found > 1 else 'class'}; 0 is a network that is not told the class"
+        )
 
 
 @rank_zero_first

@@ -107,3 +107,17 @@ def test_the_fewest_steps_that_give_the_same_pictures(tmp_path, monkeypatch):
     assert evaluation(tmp_path).fewest_steps() == 128
     assert sorted(drawn) == [64, 128, 256, 512, 1024]
     assert evaluation(tmp_path).fewest_steps() == 128 and len(drawn) == 5
+
+
+def test_other_test_images_are_another_reference(tmp_path):
+    """The rows of all candidates depend on them; that of the training images on these, too."""
+    teacher = Candidate("teacher", tmp_path / "diffusion-1.pt", "ddim", 1)
+    before = evaluation(tmp_path)
+    for candidate in (TRAINING_IMAGES, UNIFORM_NOISE, teacher):
+        before.evaluate(candidate)
+        other = evaluation(tmp_path, test_images=255 - before.test_images)
+        assert other.results.find(other.key(candidate)) is None
+        assert before.results.find(evaluation(tmp_path).key(candidate)) is not None
+    other = evaluation(tmp_path, training_images=255 - before.training_images)
+    assert other.results.find(other.key(TRAINING_IMAGES)) is None
+    assert other.results.find(other.key(teacher)) is not None

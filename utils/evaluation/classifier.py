@@ -91,10 +91,11 @@ def content_hash(*tensors: Tensor) -> str:
 
 
 def load_classifier(name: str, training: Images, test: Images, device: torch.device) -> tuple[Classifier, str]:
-    """The classifier of a data set, from the cache or trained now, and the name of its file.
+    """The classifier of a data set, from the cache or trained now, and a name that is of its weights alone.
 
     It is trained on the training images alone, always from the same seed, so that all evaluations of a data set on a
-    machine share it, whatever the seed of the model that they judge.
+    machine share it, whatever the seed of the model. Another number of threads, or another machine, may round it to
+    other weights, whose features are others: hence the name.
 
     Raises:
         InputError: the data set has one class only, or the cached file is damaged.
@@ -115,7 +116,7 @@ def load_classifier(name: str, training: Images, test: Images, device: torch.dev
         classifier.load_state_dict(content["weights"])
     except ValueError as error:
         raise InputError(f"{path}: of another architecture or damaged; delete it, and it is trained anew") from error
-    return classifier, path.name
+    return classifier, f"classifier-{name}-{content_hash(*content['weights'].values())}"
 
 
 @on_rank_zero

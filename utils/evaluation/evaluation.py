@@ -15,6 +15,7 @@ from tqdm import tqdm
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import Compute
 from utils.config import Config
+from utils.evaluation.classifier import content_hash
 from utils.evaluation.metrics import Extractor, Features, QualityMetrics
 from utils.evaluation.results import Results
 from utils.files import sha256
@@ -81,7 +82,10 @@ class Evaluation:
             "num_samples": self.num_samples,
             "seed": self.seed,
             "features": self.extractor.name,
+            "reference": self._reference_hash,
         }
+        if candidate == TRAINING_IMAGES:
+            key["training_images"] = content_hash(self.training_images)
         if candidate.path:
             key |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
             key["checkpoint_sha256"] = self._sha256_of(candidate.path)
@@ -139,6 +143,10 @@ class Evaluation:
             entry = key | {"steps": steps, "distances": distances}
             self.results.add(entry)
         return entry["steps"]
+
+    @cached_property
+    def _reference_hash(self) -> str:
+        return content_hash(self.test_images)
 
     @cached_property
     def _sha256_of(self) -> Callable[[Path], str]:
