@@ -113,6 +113,8 @@ def main() -> None:
                 prepare_folder(folder)
                 if arguments.restart:
                     delete_students(folder)
+                    cli.restart_is_done()
+            run.require_data(data.hash)
             compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
             print(f"distilling on {compute}, to {sampling_steps} steps, writing to {run.folder}")
             distill(teacher, run, config, data, compute, stopwatch)

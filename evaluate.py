@@ -141,7 +141,7 @@ def main() -> None:
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
     Results(folder / "results.json")  # is refused before anything is written
-    training, test = load_images(config.data), load_images(config.data, test=True)
+    test, training = load_images(config.data, test=True), load_images(config.data)
     require_num_classes(training[1], config)
     if arguments.num_samples > len(training[0]):
         raise InputError(

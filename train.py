@@ -57,10 +57,12 @@ def main() -> None:
     passes = TRAINING_PASSES * run.num_steps * settings.batch_size
     compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
     data = load_data(config, device)
+    run.require_data(data.hash)
     torch.manual_seed(config.seed)
     model = initial.model(device, config.network.dropout) if initial else build_model(config, device)
     if arguments.restart:
         delete_run(folder)
+        cli.restart_is_done()
     trainer = Trainer(model, settings, compute, learning_rate=settings.learning_rate_at, seed=config.seed)
     loop = TrainingLoop(run, trainer, config, stopwatch, "training")
     print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")

@@ -95,7 +95,10 @@ BAD = [
         f"{TRAIN} --restart --config_path pieces.yaml",
         "training.batch_size: 8 is less than 9, an image for each of 1 proc",
     ),
-    (f"{TRAIN} --num_training_steps 3", "number of training steps is 6 there (6 taken) and 3 here"),
+    (
+        f"{TRAIN} --num_training_steps 3",
+        "number of training steps is 6 there (6 taken) and 3 here; it is finished; 6 or more go on from there",
+    ),
     (f"{TRAIN} --load_model_weights_from_checkpoint nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     (
         f"{TRAIN} --load_model_weights_from_checkpoint truncated.pt",
@@ -138,7 +141,7 @@ BAD = [
     (
         f"distill.py {TEACH} --initial_sampling_steps 4 --distillation_iterations 1 "
         "--num_training_steps_per_iteration 9",
-        "number of training steps is 4 there (4 taken) and 9 here; --restart begins anew",
+        "number of training steps is 4 there (4 taken) and 9 here; the same value continues it, another --output_dir",
     ),
     (
         f"distill.py --config_path tiny.yaml --teacher_model_checkpoint {STUDENT} --initial_sampling_steps 4 "

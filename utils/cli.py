@@ -26,6 +26,13 @@ class Parser(argparse.ArgumentParser):
         """Raises an InputError, instead of printing the whole usage."""
         raise InputError(f"{message} (--help explains the flags)")
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        """As usual; but a --restart that has been carried out is not, when torchrun starts the command again."""
+        arguments = super().parse_args(*args, **kwargs)
+        if getattr(arguments, "restart", False):
+            arguments.restart = not distributed.is_done("restart")
+        return arguments
+
     def add_override(self, flag: str, key: str, kind: type, help: str) -> None:
         """Adds a flag that overrides a key of the configuration."""
         self.add_argument(
@@ -76,6 +83,16 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ... (default: the GPU where there is one)"
         )
+
+
+def restart_is_done() -> None:
+    """To be called when --restart has deleted what there was: torchrun may start the same command again."""
+    distributed.mark_done("restart")
+
+
+def how_to_continue() -> str:
+    """What the user has to do to go on."""
+    return "the same command" + (" without --restart" if "--restart" in sys.argv else "")
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -152,10 +169,10 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         leave(2, f"error: {' '.join(str(error).split())}")
     except Interrupted as interrupted:
-        leave(interrupted.exit_code, f"stopped, and saved: {interrupted}; the same command goes on from there")
+        leave(interrupted.exit_code, f"stopped, and saved: {interrupted}; {how_to_continue()} goes on from there")
     except KeyboardInterrupt as interrupt:
         exit_code = 143 if isinstance(interrupt, Terminated) else 130
-        leave(exit_code, "interrupted; all that was written is whole, and the same command goes on from there")
+        leave(exit_code, f"interrupted; all that was written is whole, and {how_to_continue()} goes on, or begins")
     except RuntimeError as error:
         if problem := explain_runtime_error(error):
             leave(*problem)
@@ -179,7 +196,7 @@ def explain_runtime_error(error: RuntimeError) -> tuple[int, str] | None:
     """Exit code and line for those of PyTorch's errors that are no bug, None for others."""
     if distributed.is_lost_peer(error):
         what = "another process of this run has ended, or no longer answers"
-        return 1, f"error: {what}; the same command goes on from the last checkpoint"
+        return 1, f"error: {what}; {how_to_continue()} goes on from the last checkpoint"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return 2, (
             "error: out of memory; less is needed with a smaller batch_size, more accumulation_steps, which train "

@@ -1,5 +1,6 @@
 """The training and test images: a whole data set in memory as uint8, so that no step waits for it."""
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,10 +25,20 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def content_hash(*tensors: Tensor) -> str:
+    """The first twelve hexadecimal digits of a SHA-256 of the tensors (on the CPU)."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:12]
+
+
 class ImageData:
     """Images [N, C, H, W] in uint8 and their classes [N], if any, in an order that a seed shuffles anew each epoch."""
 
     def __init__(self, images: Tensor, labels: Tensor | None, *, seed: int, random_flip: bool):
+        self.hash = content_hash(*(tensor.cpu() for tensor in (images, labels) if tensor is not None))
         self.images, self.labels = images, labels
         self.seed, self.random_flip = seed, random_flip
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
+from utils.data import content_hash
 from utils.errors import InputError
 from utils.evaluation import classifier
-from utils.evaluation.classifier import content_hash, load_classifier
+from utils.evaluation.classifier import load_classifier
 
 CPU = torch.device("cpu")
 

@@ -104,7 +104,10 @@ def test_a_run_that_lost_a_process_is_started_again_and_ends_as_if_nothing_had_b
     flags = ["--config_path", "tiny.yaml", "--num_training_steps", 60, "--save_and_sample_every_n", 10]
     undisturbed = run_in_processes(2, "train.py", *flags, "--output_dir", "undisturbed", cwd=lesson)
     assert finish(undisturbed)[0] == 0
-    process = run_in_processes(2, "train.py", *flags, "--output_dir", "killed", max_restarts=1, cwd=lesson)
+    earlier = ["--config_path", lesson / "tiny.yaml", "--output_dir", lesson / "killed", "--seed", 1]
+    assert call("train.py", *earlier, *FLAGS) == 0
+    flags += ["--output_dir", "killed", "--restart"]  # deletes that other run, and not what came after it
+    process = run_in_processes(2, "train.py", *flags, max_restarts=1, cwd=lesson)
     while not (lesson / "killed/diffusion-10.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
@@ -112,8 +115,8 @@ def test_a_run_that_lost_a_process_is_started_again_and_ends_as_if_nothing_had_b
     os.kill(int(children[-1]), signal.SIGKILL)
     code, output, errors = finish(process)
     assert code == 0, errors
-    assert output.count("training on cpu") == 2 and "from step 0" in output
-    assert "another process of this run has ended" in errors
+    assert output.count("training on cpu") == 2 and output.count("from step 0,") == 1
+    assert "another process of this run has ended" in errors and "without --restart goes on" in errors
     one, other = state_of(lesson / "undisturbed"), state_of(lesson / "killed")
     assert all(torch.equal(one[part][name], other[part][name]) for part in ("network", "ema") for name in one[part])
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from one_weight import make_loop, take_steps
 
+from utils.config import Config
 from utils.errors import InputError
 from utils.training.run import Run, delete_run
 
@@ -23,7 +24,7 @@ def test_only_a_finished_run_may_grow(tmp_path):
             Run.open(tmp_path, {"a": 1}, num_steps, may_grow=may_grow)
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     torch.save(state | {"num_steps": 30}, tmp_path / "training_state.pt")
-    with pytest.raises(InputError, match="only a finished run can be taken further"):
+    with pytest.raises(InputError, match="30 finishes it, then it can be taken further"):
         Run.open(tmp_path, {"a": 1}, 40, may_grow=True)
 
 
@@ -57,3 +58,51 @@ def test_the_state_is_deleted_first_and_the_lock_last(tmp_path, monkeypatch):
     delete_run(tmp_path)
     deleted.remove(".writable.tmp")
     assert deleted[0] == "training_state.pt" and deleted[-1] == ".lock" and len(deleted) == 5
+
+
+CONFIG = {
+    "data": {"name": "MNIST", "image_size": 8, "num_channels": 1},
+    "network": {"features": 2, "multipliers": [1], "attention_resolutions": []},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"compile": False, "sampling": {"num_samples": 3}, "distillation": {"batch_size": 3}}, False),
+        ({"data": CONFIG["data"] | {"root": "elsewhere", "test_root": "there"}}, False),
+        ({"training": {"save_and_sample_every_n": 7, "log_every_n": 3, "accumulation_steps": 2}}, False),
+        ({"training": {"learning_rate": 1e-3}}, "training.learning_rate is 0.0002 there and 0.001 here"),
+        ({"data": CONFIG["data"] | {"random_flip": True}}, "data.random_flip is False there and True here"),
+        ({"precision": "bf16"}, "precision is auto there and bf16 here"),
+    ],
+)
+def test_what_changes_the_weights_is_compared_and_nothing_else(tmp_path, changes, refused):
+    before, now = Config.model_validate(CONFIG), Config.model_validate(CONFIG | changes)
+    run = Run.of_training(tmp_path, before, None, restart=False)
+    num_steps = before.training.num_training_steps
+    take_steps(make_loop(tmp_path, num_steps=10, identity=run.identity))
+    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
+    torch.save(state | {"num_steps": num_steps}, tmp_path / "training_state.pt")
+    if refused:
+        with pytest.raises(InputError, match=f"another run: {refused}; the same value continues it, another"):
+            Run.of_training(tmp_path, now, None, restart=False)
+    else:
+        assert Run.of_training(tmp_path, now, None, restart=False).state["step"] == 10
+
+
+def test_other_images_are_another_run(tmp_path):
+    loop = make_loop(tmp_path, num_steps=10)
+    loop.run.require_data("these")
+    take_steps(loop)
+    Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data("these")
+    with pytest.raises(InputError, match="the images or their classes have changed since"):
+        Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data("those")
+
+
+def test_another_teacher_is_called_by_its_path(tmp_path):
+    identity = {"teacher_model_checkpoint": "hash", "teacher_path": "a/diffusion-1.pt"}
+    take_steps(make_loop(tmp_path, num_steps=10, identity=identity))
+    assert Run.open(tmp_path, identity | {"teacher_path": "moved.pt"}, 10).state["step"] == 10
+    with pytest.raises(InputError, match=r"its teacher was a/diffusion-1.pt, with other contents than b.pt has now"):
+        Run.open(tmp_path, {"teacher_model_checkpoint": "other", "teacher_path": "b.pt"}, 10)

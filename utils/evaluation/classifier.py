@@ -1,6 +1,5 @@
 """A small classifier of the data set, trained once, whose features FID and KID are computed from."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.data import Images, to_unit_range
+from utils.data import Images, content_hash, to_unit_range
 from utils.errors import InputError
 from utils.files import exists, prepare_folder, read_torch_file, write_atomically
 from utils.files.torch_file import require_like
@@ -79,15 +78,6 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """The accuracy on uint8 images [N, C, H, W] of classes [N], in [0, 1]."""
     found = [classifier(to_unit_range(batch)).argmax(dim=1) for batch in images.split(BATCH_SIZE)]
     return float((torch.cat(found) == labels).double().mean())
-
-
-def content_hash(*tensors: Tensor) -> str:
-    """The first twelve hexadecimal digits of a SHA-256 of the tensors (on the CPU)."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(repr((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()[:12]
 
 
 def load_classifier(name: str, training: Images, test: Images, device: torch.device) -> tuple[Classifier, str]:

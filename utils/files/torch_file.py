@@ -36,7 +36,9 @@ def read_torch_file(path: Path, keys: set[str], what: str, format_version: int) 
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # whatever a broken file makes the reader say, the file is what is wrong
-        raise InputError(f"{path}: truncated or damaged, or not {what} of this project") from error
+        raise InputError(
+            f"{path}: truncated or damaged, or not {what} of this project; take another copy of it"
+        ) from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise InputError(f"{path}: not {what} of this project")
     if content.keys() != keys | {"format_version"}:

@@ -31,18 +31,20 @@ STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
 LONGEST_WAIT = timedelta(hours=1)
 
 P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
-_store: dist.Store | None = None
+_store: dist.Store | None = None  # of the processes that have started together
+_launch_store: dist.Store | None = None  # of one torchrun, which outlives its restarts
 _acts_alone = False  # while this rank does what the others do not
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connects the processes that torchrun started; inside, only rank 0 prints and shows progress bars."""
-    global _store
+    global _store, _launch_store
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         yield
         return
     store, rank, world_size = next(dist.rendezvous("env://"))
+    _launch_store = store
     _store = dist.PrefixStore(_name_of_this_start(store, rank, world_size), store)
     dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
     if not is_rank_zero():
@@ -211,6 +213,19 @@ def data_parallel(network: nn.Module, device: torch.device, timeout: timedelta) 
 def no_sync(network: nn.Module) -> AbstractContextManager:
     """Inside, the gradients of a `data_parallel` network are accumulated on each rank, and not exchanged."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+
+@on_rank_zero
+def is_done(what: str) -> bool:
+    """Whether `mark_done` has been called in this torchrun, before it restarted the processes."""
+    return _launch_store is not None and _launch_store.check([f"done: {what}"])
+
+
+@on_rank_zero
+def mark_done(what: str) -> None:
+    """Remembers, for as long as torchrun runs, that something need not be done again."""
+    if _launch_store is not None:
+        _launch_store.set(f"done: {what}", "")
 
 
 def is_first_to_say(message: str) -> bool:

@@ -16,7 +16,7 @@ from utils.process.interruption import Interrupted, SignalWatch
 from utils.process.timing import Stopwatch
 from utils.sampling import draw_samples
 from utils.training.log import forget_after, log
-from utils.training.run import Run
+from utils.training.run import Run, damaged
 from utils.training.trainer import Trainer
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -40,7 +40,7 @@ class TrainingLoop:
             try:
                 trainer.load_state_dict(run.state, run.state["step"])
             except ValueError as error:
-                raise InputError(f"{run.state_path}: damaged: {error}; --restart begins anew") from error
+                raise damaged(run.state_path, str(error)) from error
             self.saved_step = trainer.step
             run.state = None  # it may be large
 

@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError, model_validator
 
 from utils.checkpoints import Checkpoint
-from utils.config import Config, Count, NonNegativeInt, Section, differences, explain
+from utils.config import Config, Count, NonNegativeInt, Section, differences, explain, flatten
 from utils.errors import InputError
 from utils.files import delete_files, exists, find_files, locked, read_torch_file, remove_if_empty, write_atomically
 from utils.files.disk import LOCK_NAME
@@ -24,6 +24,15 @@ STATE_NAME = "training_state.pt"
 STATE_VERSION = 2
 # In the order of deletion: a state without its checkpoints would be continued, so it goes first; the lock goes last.
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp", LOCK_NAME)
+
+# Keys that do not change the weights: the run goes on when they differ. The paths only name a file in a message.
+WITHOUT_EFFECT = {"compile", "data.root", "data.test_root", "data_hash", "teacher_path"}
+WITHOUT_EFFECT |= {
+    f"{section}.{key}"
+    for section in ("training", "distillation")
+    for key in ("accumulation_steps", "save_and_sample_every_n", "checkpoint_every_minutes", "log_every_n")
+}
+KEEP = "the same value continues it, another --output_dir begins another run beside it, --restart deletes it"
 
 
 class Computed(Section):
@@ -72,7 +81,7 @@ class Run:
     @classmethod
     def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
         """The run of train.py that begins with the weights of `initial`, or with random ones; see `open`."""
-        unused = {"data": {"test_root"}, "distillation": True, "training": {"num_training_steps", "accumulation_steps"}}
+        unused = {"distillation": True, "sampling": True, "training": {"num_training_steps"}}
         identity = config.model_dump(exclude=unused)
         identity["load_model_weights_from_checkpoint"] = initial.sha256 if initial else None
         return cls.open(folder, identity, config.training.num_training_steps, restart=restart, may_grow=True)
@@ -83,10 +92,11 @@ class Run:
     ) -> "Run":
         """The run of distill.py for the student of so many sampling steps; see `open`."""
         settings = config.distillation
-        apart = {"num_training_steps_per_iteration", "learning_rate", "accumulation_steps"}
-        identity = config.model_dump(exclude={"data": {"test_root"}, "training": True, "distillation": apart})
+        apart = {"num_training_steps_per_iteration", "learning_rate"}
+        identity = config.model_dump(exclude={"sampling": True, "training": True, "distillation": apart})
         identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
-        identity |= {"teacher_model_checkpoint": teacher.sha256, "sampling_steps": sampling_steps}
+        identity |= {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
+        identity["sampling_steps"] = sampling_steps
         num_steps = settings.num_training_steps(sampling_steps)
         return cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
 
@@ -111,23 +121,44 @@ class Run:
         path = folder / STATE_NAME
         if restart or not exists(path):
             for checkpoint in [] if restart else find_files(folder, "diffusion-*.pt"):
-                raise InputError(f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}; --restart deletes it")
+                raise InputError(
+                    f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}, so its run cannot be continued; "
+                    "another --output_dir leaves it alone (train.py can begin with its weights), --restart deletes it"
+                )
             return cls(folder, identity, num_steps, None, sampling_steps)
         state = read_torch_file(path, STATE_KEYS, "a training state", STATE_VERSION)
         try:
             Header.model_validate({key: state[key] for key in Header.model_fields})
         except ValidationError as error:
-            raise InputError(f"{path}: damaged: {': '.join(explain(error, Header))}; --restart begins anew") from error
-        for difference in differences(state["identity"], identity):
-            raise InputError(f"{path}: belongs to another run: {difference}; --restart begins anew")
-        grows = may_grow and state["step"] == state["num_steps"] < num_steps
-        if num_steps != state["num_steps"] and not grows:
-            advice = "only a finished run can be taken further" if may_grow else "--restart begins anew"
+            raise damaged(path, ": ".join(explain(error, Header))) from error
+        there, here = (
+            {key: value for key, value in flatten(one) if key not in WITHOUT_EFFECT and not key.startswith("sampling.")}
+            for one in (state["identity"], identity)
+        )
+        if there.get("teacher_model_checkpoint") != here.get("teacher_model_checkpoint"):
+            before = str(state["identity"].get("teacher_path", "another file"))[:200]
             raise InputError(
-                f"{path}: number of training steps is {state['num_steps']} there ({state['step']} taken) and "
-                f"{num_steps} here; {advice}"
+                f"{path}: belongs to another run: its teacher was {before}, with other contents than "
+                f"{identity.get('teacher_path')} has now; {KEEP}"
             )
+        for difference in differences(there, here):
+            raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
+        _require_num_steps(path, state, num_steps, may_grow)
         return cls(folder, identity, num_steps, state, sampling_steps)
+
+    def require_data(self, data_hash: str) -> None:
+        """Refuses other images or classes than those that the run began with.
+
+        Raises:
+            InputError: they are others.
+        """
+        before = self.state and self.state["identity"].get("data_hash")
+        if before not in (None, data_hash):
+            raise InputError(
+                f"{self.state_path}: the images or their classes have changed since: a picture or a folder more or "
+                f"less, or other pixels; {KEEP}"
+            )
+        self.identity["data_hash"] = data_hash
 
     @property
     def previous_compute(self) -> dict[str, Any] | None:
@@ -162,6 +193,30 @@ class Run:
     def finished(self) -> bool:
         """Whether the last step has been taken, and all that belongs to it has been written."""
         return self.state is not None and self.state["step"] == self.num_steps and self.has_checkpoint(self.num_steps)
+
+
+def damaged(path: Path, problem: str) -> InputError:
+    """The error of a training state that cannot be used."""
+    return InputError(
+        f"{path}: damaged: {problem}; the checkpoints beside it may be whole: another --output_dir leaves them alone, "
+        "--restart deletes them and begins anew"
+    )
+
+
+def _require_num_steps(path: Path, state: dict[str, Any], num_steps: int, may_grow: bool) -> None:
+    """Refuses another number of steps than a run began with, but for more steps of a finished one that `may_grow`."""
+    there, taken = state["num_steps"], state["step"]
+    if num_steps == there or (may_grow and taken == there < num_steps):
+        return
+    if not may_grow:
+        advice = KEEP
+    elif taken == there:
+        advice = f"it is finished; {there} or more go on from there, fewer need another --output_dir"
+    else:
+        advice = f"{there} finishes it, then it can be taken further; another --output_dir begins another run"
+    raise InputError(
+        f"{path}: number of training steps is {there} there ({taken} taken) and {num_steps} here; {advice}"
+    )
 
 
 def delete_run(folder: Path) -> None:
