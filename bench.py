@@ -7,11 +7,13 @@ in turn with them, the same written as most would write it: in float32, eager, t
 unfused. `of peak` is the share of the rate at which this machine, in this run and precision, multiplies large matrices.
 """
 
+import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
+
+# isort: split
 import argparse
 import json
 import platform
 import random
-import resource
 import statistics
 import sys
 import time
@@ -31,6 +33,11 @@ from utils.checkpoints import build_model
 from utils.compute import DISTILLATION_PASSES, FORWARD_PASSES, TRAINING_PASSES, Compute, forward_flop
 from utils.config import Config, Optimization, load_config
 from utils.training.trainer import Trainer
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
 
 NUM_STEPS = 8  # of the sampler, and of the student; they take the same time at any number
 LEARNING_RATE = 1e-5
@@ -172,9 +179,11 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: of the GPU, or of the whole process."""
+    """The most memory used so far, in bytes: of the GPU, or of the whole process; 0 where that is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -8,6 +8,9 @@ A student of N steps learns to do in one step what its teacher does in two; then
 N/2 steps. An interrupted run continues with the same command; more --distillation_iterations go on from the last.
 """
 
+import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
+
+# isort: split
 import argparse
 from pathlib import Path
 

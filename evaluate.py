@@ -10,6 +10,9 @@ ratio is to the first model's FID, the teacher at the most steps. What is in res
 so an interrupted evaluation continues with the same command.
 """
 
+import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
+
+# isort: split
 import argparse
 from pathlib import Path
 

@@ -8,6 +8,9 @@ starts from the same noise in every model and at every batch size: it depends on
 side by side can also be compared in numbers: how far each picture is from the first panel's, in [-1, 1].
 """
 
+import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
+
+# isort: split
 import argparse
 import re
 import time
@@ -113,10 +116,25 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     return draw_samples(model, config, arguments.num_samples, sampling_steps=steps, seed=arguments.seed, device=device)
 
 
-def label_of(checkpoint: Checkpoint, steps: int) -> str:
-    """The label of a panel."""
+def label_of(checkpoint: Checkpoint, steps: int, panels: list[tuple[Checkpoint, int]]) -> str:
+    """The label of a panel; checkpoints that share a number of sampling steps are told apart by their paths."""
     who = "teacher" if checkpoint.sampling_steps is None else f"distilled to {checkpoint.sampling_steps}"
+    alike = {other.path for other, _ in panels if other.sampling_steps == checkpoint.sampling_steps}
+    if len(alike) > 1:
+        who += f" ({checkpoint.path.parent.name}/{checkpoint.path.stem})"
     return f"{who}, {steps} step{'s' if steps > 1 else ''}"
+
+
+def distance_between(first: Checkpoint, other: Checkpoint, images: tuple[Tensor, Tensor]) -> str:
+    """How far the samples of two checkpoints are from each other, or why that cannot be said."""
+    for what, of_first, of_other in (
+        ("channels", first.config.data.num_channels, other.config.data.num_channels),
+        ("classes", first.config.network.num_classes, other.config.network.num_classes),
+    ):
+        if of_first != of_other:
+            return f"not compared with the first panel, which has {of_first} {what} and not {of_other}"
+    distance = (images[1] - images[0]).square().mean().sqrt()
+    return f"root mean squared difference from the first panel {distance:.3f}"
 
 
 def main() -> None:
@@ -133,15 +151,15 @@ def main() -> None:
     for checkpoint, steps in panels:
         start = time.perf_counter()
         images = draw(checkpoint, steps, arguments, device)
-        label = label_of(checkpoint, steps)
+        label = label_of(checkpoint, steps, panels)
         report = f"{label}: {len(images)} pictures in {time.perf_counter() - start:.1f} s"
         if pictures:
-            distance = (images - pictures[0][1]).square().mean().sqrt()
-            report += f", root mean squared difference from the first panel {distance:.3f}"
+            report += f", {distance_between(panels[0][0], checkpoint, (pictures[0][1], images))}"
         print(report)
         pictures.append((label, images))
 
-    num_classes = panels[0][0].config.network.num_classes
+    numbers = {checkpoint.config.network.num_classes for checkpoint, _ in panels}
+    num_classes = numbers.pop() if len(numbers) == 1 else 0  # columns of other classes would not be each other's
     picture = side_by_side(pictures, num_classes) if arguments.compare else grid(pictures[0][1], num_classes)
     save_picture(picture, arguments.output)
     print(f"wrote {arguments.output}")

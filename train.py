@@ -5,6 +5,9 @@
 An interrupted run continues with the same command; a finished one is taken further by more --num_training_steps.
 """
 
+import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
+
+# isort: split
 import argparse
 from pathlib import Path
 

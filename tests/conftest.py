@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-identical runs are promised on the CPU
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread
 torch.set_num_threads(1)
+torch.accelerator.current_accelerator = lambda *_, **__: None  # so that Apple's GPU is not the default either
 
 TINY = """
 precision: fp32
@@ -44,7 +45,7 @@ def tiny(tmp_path: Path) -> Path:
 
 def run_script(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     """Runs a script as a user does, with the arguments, in the folder `cwd`."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    command = [sys.executable, str(ROOT / script), *map(str, arguments), "--device", "cpu"]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
@@ -52,7 +53,7 @@ def run_in_processes(count: int, script: str | Path, *arguments: object, **optio
     """Starts a script under torchrun, in so many processes; `options` are those of Popen and of torchrun."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     torchrun += ["--max_restarts", str(options.pop("max_restarts", 0))]
-    command = [*torchrun, str(ROOT / script), *map(str, arguments)]
+    command = [*torchrun, str(ROOT / script), *map(str, arguments), "--device", "cpu"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 

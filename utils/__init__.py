@@ -1,7 +1,13 @@
 """Everything but the mathematics. The caches of other libraries lie with the data, not in the user's home."""
 
 import os
+import signal
+import sys
 
 # Set before the libraries are imported, unless the user has set them.
 os.environ.setdefault("MPLCONFIGDIR", os.path.join("data", "cache", "matplotlib"))
 os.environ.setdefault("TORCH_HOME", os.path.join("data", "cache", "torch"))
+
+# While a script imports PyTorch, which takes seconds, Ctrl-C ends it without a traceback.
+if os.path.dirname(os.path.abspath(sys.argv[0])) == os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -125,25 +125,36 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         InputError: there is none of that name, or the machine has fewer GPUs than processes.
     """
-    if name is None:
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    else:
-        try:
+    try:
+        if name is None:
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        else:
             device = torch.device(name)
+        if device.type == "cuda" and distributed.world_size() > 1:
+            device = gpu_of_this_rank(device)
+        if name is not None:  # on the very device: another would keep memory on the first GPU for each process
             torch.zeros(1, device=device).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InputError(f"--device {name}: not on this machine; `cpu` always is") from error
-    if device.type == "cuda" and distributed.world_size() > 1:
-        if device.index is not None:
-            raise InputError(f"--device {name}: each process takes a GPU of its own; say cuda, or leave it out")
-        if distributed.local_rank() >= torch.cuda.device_count():
-            raise InputError(
-                f"torchrun started more processes on this machine than it has GPUs, {torch.cuda.device_count()}; "
-                "--nproc_per_node should be as many, or --device cpu"
-            )
-        device = torch.device("cuda", distributed.local_rank())
-        torch.cuda.set_device(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: not on this machine; `cpu` always is") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what is waited for, and where libraries put what they are not told
     return device
+
+
+def gpu_of_this_rank(device: torch.device) -> torch.device:
+    """The GPU of this process among those of its machine.
+
+    Raises:
+        InputError: the machine has fewer GPUs than processes, or one is asked for by its number.
+    """
+    if device.index is not None:
+        raise InputError(f"--device {device}: each process takes a GPU of its own; say cuda, or leave it out")
+    if distributed.local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"torchrun started more processes on this machine than it has GPUs, {torch.cuda.device_count()}; "
+            "--nproc_per_node should be as many, or --device cpu"
+        )
+    return torch.device("cuda", distributed.local_rank())
 
 
 def keep_freed_memory() -> None:
@@ -155,12 +166,15 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        mallopt(m_mmap_threshold, 2**30)
-        mallopt(m_trim_threshold, 2**31 - 1)
+        # An older library refuses so large a threshold; the other, set alone, would fix this one at its small default.
+        if mallopt(m_mmap_threshold, 2**30):
+            mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a script: an InputError becomes one line on stderr and exit code 2; a bug keeps its traceback."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # as it was while PyTorch was imported: see utils/__init__.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_freed_memory()
     before = signal.signal(signal.SIGTERM, Terminated.handle)
     try:
@@ -194,9 +208,12 @@ def leave(exit_code: int, message: str) -> NoReturn:
 
 def explain_runtime_error(error: RuntimeError) -> tuple[int, str] | None:
     """Exit code and line for those of PyTorch's errors that are no bug, None for others."""
+    cause = str(error).strip().split("\n")[0][:300]
     if distributed.is_lost_peer(error):
-        what = "another process of this run has ended, or no longer answers"
+        what = f"another process of this run has ended, or no longer answers ({cause})"
         return 1, f"error: {what}; {how_to_continue()} goes on from the last checkpoint"
+    if distributed.is_of_communication(error):
+        return 2, f"error: the processes cannot be connected: {cause}"
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return 2, (
             "error: out of memory; less is needed with a smaller batch_size, more accumulation_steps, which train "

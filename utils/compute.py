@@ -54,8 +54,9 @@ class Compute:
             training: whether that is to train it, or to sample.
             previous: `as_dict()` of an earlier process of the same run.
         """
-        if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32: where float32 is multiplied at all
+        if device.type == "cuda":  # fp32 is float32, and not the shorter TF32 that PyTorch takes for convolutions
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
         if previous is None:
             precision = config.precision
             if precision == "auto":

@@ -67,10 +67,19 @@ def draw_samples(
     sampling_steps: int,
     seed: int,
     device: torch.device,
+    check: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """The first `count` samples as one [N, C, H, W] on the CPU of every rank, with a progress bar."""
+    """The first `count` samples as one [N, C, H, W] on the CPU of every rank, with a progress bar.
+
+    `check()` is called at each evaluation of the network; it may raise.
+    """
     batch_size = config.sampling.batch_size
     total = tasks_per_rank(batches_of(count, batch_size)) * sampling_steps
     with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False) as bar:
-        options = {"sampling_steps": sampling_steps, "seed": seed, "device": device, "tick": bar.update}
+
+        def tick() -> None:
+            bar.update()
+            check()
+
+        options = {"sampling_steps": sampling_steps, "seed": seed, "device": device, "tick": tick}
         return draw_all(partial(draw_batch, model, config, **options), count, batch_size)

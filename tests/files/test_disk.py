@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from utils.errors import InputError
-from utils.files.disk import append_line, write_atomically
+from utils.files.disk import append_line, locked, write_atomically
 
 
 class FullDisk:
@@ -41,3 +41,20 @@ def test_another_error_is_a_bug_and_not_the_disks(tmp_path):
 def test_a_line_that_cannot_be_added(tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         append_line(tmp_path / "nowhere/metrics.jsonl", "{}")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
+def test_a_disk_without_locks_is_used_and_that_is_said(tmp_path, monkeypatch, capsys, number):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("utils.files.disk.fcntl.flock", no_locks)
+    with locked(tmp_path):
+        pass
+    assert "this disk knows no locks" in capsys.readouterr().out
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match=r"\.lock: cannot be written: Is a directory"), locked(tmp_path):
+        pass

@@ -9,6 +9,7 @@ from one_weight import CONFIG, make_loop, step_down, take_steps
 from utils.errors import InputError
 from utils.files import locked
 from utils.process.interruption import Interrupted
+from utils.training.loop import TrainingLoop
 from utils.training.run import Run, delete_run
 
 
@@ -84,3 +85,25 @@ def test_two_processes_do_not_write_the_same_run(tmp_path):
         with pytest.raises(InputError, match="another process is writing there"):
             delete_run(tmp_path)
     take_steps(make_loop(tmp_path, num_steps=10))
+
+
+@pytest.mark.parametrize(("signum", "at_step"), [(signal.SIGINT, 10), (signal.SIGTERM, 40)])
+def test_told_to_stop_while_it_draws_it_does_not_finish_the_drawing(tmp_path, monkeypatch, signum, at_step):
+    """Nor does a distillation go on with the next student, after the last step of this one."""
+    loop, evaluations = make_loop(tmp_path), []
+    draw = TrainingLoop._draw
+
+    def told(self):
+        if self.trainer.step == at_step:
+            signal.raise_signal(signum)
+        draw(self)
+        evaluations.append(self.trainer.step)
+
+    monkeypatch.setattr(TrainingLoop, "_draw", told)
+    with pytest.raises(Interrupted, match=f"after step {at_step}") as stopped:
+        take_steps(loop)
+    assert stopped.value.exit_code == 128 + signum and at_step not in evaluations
+    assert Run.open(tmp_path, {"a": 1}, 40).state["step"] == at_step
+    monkeypatch.undo()
+    take_steps(make_loop(tmp_path))
+    assert (tmp_path / "diffusion-40.pt").exists()

@@ -1,21 +1,54 @@
+import gc
 import json
 import math
+import weakref
+from types import SimpleNamespace
 
 import pytest
-from one_weight import make_loop, step_down
+import torch
+from one_weight import make_loop, make_trainer, step_down, take_steps
+
+from utils.training.trainer import ema_decay
+
+ZEROS, FULL = torch.zeros, torch.full
 
 
 def test_the_average_is_warmed_up(tmp_path):
-    """EMA with decay min(0.9, (1 + n) / (10 + n)), by hand."""
+    """A half-life of at most a tenth of the steps so far, by hand; later, the decay of the configuration."""
     loop = make_loop(tmp_path)
-    trainer = loop.trainer
-    expected = None
+    trainer, expected = loop.trainer, 0.0
     for step in loop:
         step_down(trainer, (trainer.network.weight - 1).square())
         weight = trainer.network.weight.item()
-        decay = min(0.9, (1 + step) / (10 + step))
-        expected = weight if expected is None else decay * expected + (1 - decay) * weight
+        decay = min(0.9, 2 ** (-10 / (step + 1)))
+        expected = decay * expected + (1 - decay) * weight
         assert trainer.ema.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert ema_decay(0.9999, 9_999) == pytest.approx(0.5 ** (1 / 1000))  # after 10,000 steps a half-life of 1,000
+    assert ema_decay(0.999, 9_999) == 0.999 and ema_decay(0.0, 5) == 0.0
+
+
+def test_a_trainer_that_is_done_leaves_the_memory_at_once(tmp_path):
+    """Not when Python next looks for circles: ten students, each with Adam and an average, would pile up."""
+    gc.disable()
+    try:
+        loop = make_loop(tmp_path, num_steps=10)
+        parts = [weakref.ref(part) for part in (loop.trainer, loop.trainer.network, loop.trainer.ema)]
+        take_steps(loop)
+        del loop
+        assert [part() for part in parts] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_where_the_optimizer_does_not_look_a_step_that_is_not_finite_is_not_taken(monkeypatch):
+    """Apple's fused Adam does not; the device is not at hand, so the name of this one is changed."""
+    trainer = make_trainer()
+    trainer.adam.step = lambda: pytest.fail("taken")
+    trainer.compute = SimpleNamespace(device=SimpleNamespace(type="mps"))
+    monkeypatch.setattr("utils.training.trainer.torch.zeros", lambda *size, **_: ZEROS(*size))
+    monkeypatch.setattr("utils.training.trainer.torch.full", lambda size, value, **_: FULL(size, value))
+    step_down(trainer, trainer.network.weight * math.nan)
+    assert trainer.step == 1 and trainer.network.weight.item() == 0
 
 
 def test_gradients_are_clipped(tmp_path):

@@ -77,7 +77,7 @@ def train_classifier(classifier: Classifier, images: Tensor, labels: Tensor) -> 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """The accuracy on uint8 images [N, C, H, W] of classes [N], in [0, 1]."""
     found = [classifier(to_unit_range(batch)).argmax(dim=1) for batch in images.split(BATCH_SIZE)]
-    return float((torch.cat(found) == labels).double().mean())
+    return float((torch.cat(found) == labels).cpu().double().mean())  # Apple's GPUs know no float64
 
 
 def load_classifier(name: str, training: Images, test: Images, device: torch.device) -> tuple[Classifier, str]:

@@ -155,7 +155,8 @@ class Evaluation:
     @cached_property
     def _metrics(self) -> QualityMetrics:
         real = self._extract(len(self.test_images), lambda indices: self.test_images[indices.start : indices.stop])
-        return QualityMetrics(self.extractor, real, self.num_samples, self.compute.device)
+        device = self.compute.device if self.compute.device.type != "mps" else torch.device("cpu")  # needs float64
+        return QualityMetrics(self.extractor, real, self.num_samples, device)
 
     @cached_property
     def _reference(self) -> Tensor:

@@ -1,10 +1,11 @@
 """Files on the disk: atomic writes, reading, finding, deleting; locks on folders."""
 
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ except ImportError:  # not on Windows
     fcntl = None
 
 LOCK_NAME = ".lock"
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what disks answer that are shared without them
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -132,14 +134,17 @@ def locked(folder: Path) -> Iterator[None]:
         InputError: another run has it, or the folder cannot be written to.
     """
     prepare_folder(folder)
-    with open(folder / LOCK_NAME, "w") as file:
-        if fcntl:
-            try:
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(open(folder / LOCK_NAME, "w"))
+            if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"{folder}: another process is writing there; wait, or choose another folder"
-                ) from error
+        except BlockingIOError as error:
+            raise InputError(f"{folder}: another process is writing there; wait, or choose another folder") from error
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise _cannot_be_written(folder / LOCK_NAME, error) from error
+            print(f"{folder}: this disk knows no locks: see to it that no other run writes there")
         yield
 
 

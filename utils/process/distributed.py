@@ -30,6 +30,8 @@ STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
 # One rank may fetch data, or write a checkpoint, while the others wait.
 LONGEST_WAIT = timedelta(hours=1)
 
+SIGNS_OF_A_LOST_PEER = ("closed by peer", "reset by peer", "connection reset", "broken pipe", "timed out", "timeout")
+
 P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
 _store: dist.Store | None = None  # of the processes that have started together
 _launch_store: dist.Store | None = None  # of one torchrun, which outlives its restarts
@@ -236,6 +238,11 @@ def is_first_to_say(message: str) -> bool:
         return True
 
 
+def is_of_communication(error: BaseException) -> bool:
+    """Whether the error comes from the connection between processes."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Whether the error is that another process no longer answers."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    return is_of_communication(error) and any(sign in str(error).lower() for sign in SIGNS_OF_A_LOST_PEER)

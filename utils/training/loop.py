@@ -50,7 +50,7 @@ class TrainingLoop:
         with (
             locked(self.run.folder),
             tqdm(total=self.run.num_steps, initial=trainer.step, desc=self.description, unit="step") as progress,
-            SignalWatch(patient=distributed.world_size() > 1) as watch,
+            SignalWatch(patient=distributed.world_size() > 1) as self.watch,
         ):
             forget_after(self.run.folder, trainer.step)
             self._begin_interval()
@@ -60,6 +60,8 @@ class TrainingLoop:
                 # A run that continues comes by here first, and makes what a kill kept it from writing.
                 if trainer.step > 0 and self._is_due(settings.save_and_sample_every_n):
                     self._save_all()
+                    signum, _ = self._agree(must_save=False)
+                    self._stop_if(signum)
                 if trainer.step == self.run.num_steps:
                     return
                 trainer.seed_for("step")
@@ -70,13 +72,18 @@ class TrainingLoop:
                 self.stopwatch.lap(part)
                 part = "steps"
                 minutes_passed = time.monotonic() - self.saved_at >= 60 * settings.checkpoint_every_minutes
-                signum, must_save = distributed.all_reduce_max(
-                    watch.received or 0, minutes_passed, timeout=trainer.timeout
-                )
+                signum, must_save = self._agree(must_save=minutes_passed)
                 if signum or must_save:
                     self._save_state_only()
-                if signum:
-                    raise Interrupted(signum, f"{self.run.folder}, after step {trainer.step}")
+                self._stop_if(signum)
+
+    def _agree(self, *, must_save: bool) -> list[int]:
+        """The signal that any rank has received, 0 if none has, and whether one must save."""
+        return distributed.all_reduce_max(self.watch.received or 0, must_save, timeout=self.trainer.timeout)
+
+    def _stop_if(self, signum: int | None) -> None:
+        if signum:
+            raise Interrupted(signum, f"{self.run.folder}, after step {self.trainer.step}")
 
     def _is_due(self, every: int) -> bool:
         return self.trainer.step % every == 0 or self.trainer.step == self.run.num_steps
@@ -146,6 +153,7 @@ class TrainingLoop:
             sampling_steps=self.run.sampling_steps or sampling.sampling_steps,
             seed=self.config.seed,
             device=self.trainer.compute.device,
+            check=lambda: self._stop_if(self.watch.received),  # the state has been saved
         )
         path = self.run.folder / f"sample-{self.trainer.step}.png"
         save_picture(grid(pictures, self.config.network.num_classes), path)

@@ -21,9 +21,9 @@ from utils.files.disk import LOCK_NAME
 from utils.training.log import LOG_NAME
 
 STATE_NAME = "training_state.pt"
-STATE_VERSION = 2
-# In the order of deletion: a state without its checkpoints would be continued, so it goes first; the lock goes last.
-RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp", LOCK_NAME)
+STATE_VERSION = 3
+# In the order of deletion: a state without its checkpoints would be continued, so it goes first.
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
 
 # Keys that do not change the weights: the run goes on when they differ. The paths only name a file in a message.
 WITHOUT_EFFECT = {"compile", "data.root", "data.test_root", "data_hash", "teacher_path"}
@@ -227,6 +227,7 @@ def delete_run(folder: Path) -> None:
     """
     with locked(folder):
         delete_files(folder, *RUN_FILES)
+    delete_files(folder, LOCK_NAME)  # closed by now, or Windows would not let it go
 
 
 def student_folders(folder: Path) -> list[tuple[Path, int, int]]:

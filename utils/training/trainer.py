@@ -1,5 +1,6 @@
 """One step of training: from the global batch to the exponential moving average (EMA) of the weights."""
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -8,7 +9,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.diffusion import Diffusion
 from utils.compute import Compute
@@ -17,6 +17,8 @@ from utils.errors import InputError
 from utils.files.torch_file import require_like
 from utils.process import distributed
 from utils.process.randomness import seed_of
+
+LARGEST_HALF_LIFE = 0.1  # of the EMA, as a share of the steps so far
 
 
 def require_image_for_each_rank(settings: Optimization) -> None:
@@ -31,6 +33,15 @@ def require_image_for_each_rank(settings: Optimization) -> None:
             f"{section}.batch_size: {settings.batch_size} is less than {world_size * steps}, an image for each of "
             f"{world_size} processes in each of {steps} accumulation_steps"
         )
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """The decay of the EMA at a step: warmed up, so that its half-life is at most a share of the steps so far.
+
+    Without a warm-up, the average would stay close to the random initial weights for thousands of steps. (Karras et
+    al. 2022, "Elucidating the design space", do the same, with a share of 5%.)
+    """
+    return min(decay, 0.5 ** (1 / (LARGEST_HALF_LIFE * (step + 1))))
 
 
 class Trainer:
@@ -67,19 +78,13 @@ class Trainer:
         self.seed, self.sampling_steps = seed, sampling_steps
         self.network = compute.for_training(model).network
         self.adam = torch.optim.Adam(self.network.parameters(), betas=(0.9, settings.adam_beta2), fused=True)
-        self.averaged = AveragedModel(self.network, multi_avg_fn=self._average)
-        self.ema = self.averaged.module.eval()
+        self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.timeout = distributed.COMPILATION_TIMEOUT if compute.compiles else distributed.STEP_TIMEOUT
         parallel = distributed.data_parallel(self.network.train(), compute.device, self.timeout)
         self.model = replace(model, network=parallel)
         self.step = 0
         self.skipped_in_a_row, self.most_skipped_in_a_row = (torch.zeros((), device=compute.device) for _ in range(2))
         self._sums = torch.zeros(3, device=compute.device)
-
-    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        # Without a warm-up, the average would stay close to the random initial weights for thousands of steps.
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        get_ema_multi_avg_fn(decay)(averaged, current, None)
 
     def seed_for(self, what: str) -> None:
         """Seeds PyTorch: all that is drawn in a step depends on its number alone, so no random state need be saved."""
@@ -117,11 +122,13 @@ class Trainer:
         skipped = (~norm.isfinite()).float()
         self.adam.param_groups[0]["lr"] = self.learning_rate(self.step)
         self.adam.found_inf = skipped  # as a GradScaler does: where it is 1, the fused Adam changes nothing
-        self.adam.step()
+        if not (self.compute.device.type == "mps" and skipped):  # Apple's fused Adam does not look at found_inf
+            self.adam.step()
         self.adam.zero_grad()
 
         # Update EMA.
-        self.averaged.update_parameters(self.network)
+        averaged, current = list(self.ema.parameters()), [weight.detach() for weight in self.network.parameters()]
+        torch._foreach_lerp_(averaged, current, 1 - ema_decay(self.settings.ema_decay, self.step))
 
         # Metrics: the sums of loss and norm over the steps that were not skipped, and their number.
         self._sums += torch.where(skipped > 0, 0, torch.stack([loss, norm, 1 - skipped]))
@@ -140,7 +147,7 @@ class Trainer:
         """Everything that continuing needs, but the number of the step."""
         return {
             "network": dict(self.network.state_dict()),
-            "ema": dict(self.averaged.state_dict()),
+            "ema": dict(self.ema.state_dict()),
             "optimizer": self.adam.state_dict()["state"],
         }
 
@@ -160,6 +167,6 @@ class Trainer:
             moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
             require_like(state["optimizer"][index], moments)
         self.network.load_state_dict(state["network"])
-        self.averaged.load_state_dict(state["ema"])
+        self.ema.load_state_dict(state["ema"])
         self.adam.load_state_dict({"state": state["optimizer"], "param_groups": self.adam.state_dict()["param_groups"]})
         self.step = step
