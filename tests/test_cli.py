@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -99,12 +100,13 @@ def test_what_a_restart_says_does_not_make_it_happen_twice(monkeypatch):
     assert cli.how_to_continue() == "the same command"
 
 
-@pytest.mark.parametrize("seconds", [0.3, 0.8])
-def test_ctrl_c_while_the_libraries_are_imported(seconds):
+@pytest.mark.skipif(not Path("/proc").exists(), reason="sees in /proc that PyTorch is being imported")
+def test_ctrl_c_while_the_libraries_are_imported():
     process = subprocess.Popen(
         [sys.executable, ROOT / "sample.py", "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(seconds)
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (-signal.SIGINT, 130, 0) and "Traceback" not in errors
+    assert process.returncode == -signal.SIGINT and errors == ""

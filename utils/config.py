@@ -83,7 +83,7 @@ class Optimization(Section):
     loss_weighting: LossWeighting = "v_mse"
     adam_beta2: Decay = 0.999
     gradient_clipping: PositiveFloat = 1.0
-    ema_decay: Decay = 0.9999
+    ema_decay: Decay = 0.999
     save_and_sample_every_n: Count = 1000
     checkpoint_every_minutes: PositiveFloat = 10.0
     log_every_n: Count = 50
@@ -124,6 +124,7 @@ RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_as_mapp
 class Distillation(Optimization):
     """The settings of distill.py, for each student."""
 
+    ema_decay: Decay = 0.998
     num_training_steps_per_iteration: CountByStudent = {"default": 5000}
     learning_rate: RateByStudent = {"default": 2e-4}
 
