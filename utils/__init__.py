@@ -8,8 +8,8 @@ import sys
 os.environ.setdefault("MPLCONFIGDIR", os.path.join("data", "cache", "matplotlib"))
 os.environ.setdefault("TORCH_HOME", os.path.join("data", "cache", "torch"))
 
-# While a script of this project imports PyTorch, which takes seconds, Ctrl-C ends it without a traceback; unless nohup or
-# a shell has it ignored.
+# While a script of this project imports PyTorch, which takes seconds, Ctrl-C ends it without a traceback; unless nohup
+# or a shell has it ignored.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 is_script = os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT
 if is_script and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
