@@ -37,9 +37,18 @@ def content_hash(*tensors: Tensor) -> str:
 class ImageData:
     """Images [N, C, H, W] in uint8 and their classes [N], if any, in an order that a seed shuffles anew each epoch."""
 
-    def __init__(self, images: Tensor, labels: Tensor | None, *, seed: int, random_flip: bool):
-        self.hash = content_hash(*(tensor.cpu() for tensor in (images, labels) if tensor is not None))
-        self.images, self.labels = images, labels
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        seed: int,
+        random_flip: bool,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
+    ):
+        """The images and classes lie on the CPU, and are moved to the device."""
+        self.hash = content_hash(*(tensor for tensor in (images, labels) if tensor is not None))
+        self.images, self.labels = images.to(device), None if labels is None else labels.to(device)
         self.seed, self.random_flip = seed, random_flip
 
     def __len__(self) -> int:
@@ -91,10 +100,11 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     images, labels = load_images(settings)
     require_num_classes(labels, config)
     return ImageData(
-        images.to(device),
-        labels.to(device) if config.network.num_classes else None,
+        images,
+        labels if config.network.num_classes else None,
         seed=config.seed,
         random_flip=settings.random_flip,
+        device=device,
     )
 
 

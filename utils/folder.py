@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ NEED_OTHER_PROGRAMS = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # 
 MOST_NAMES = 20  # that are printed
 
 
+@cache
 def picture_formats() -> dict[str, str]:
     """The formats that can be read, by suffix in lower case: {".png": "PNG", ...}."""
     Image.init()
@@ -125,16 +127,16 @@ def read_folder(root: Path, key: str, *, image_size: int, num_channels: int, cla
     names = class_names(paths, root)
     known = names if classes_of == root else class_names(find_pictures(classes_of, "data.root"), classes_of)
     numbers = {name: i for i, name in enumerate(known)}
-    for path in paths:
-        if known and path.parent.relative_to(root).as_posix() not in numbers:
-            name = path.parent.relative_to(root).as_posix()
+    class_of = [path.parent.relative_to(root).as_posix() for path in paths]
+    for path, name in zip(paths, class_of, strict=True):
+        if known and name not in numbers:
             raise InputError(f"{path}: of a class that data.root has no folder for: {name}")
     if missing := [name for name in known if name not in names]:
         raise InputError(f"{key}: {root}: has no pictures of {', '.join(missing[:MOST_NAMES])}, a class of data.root")
     images = torch.empty(len(paths), num_channels, image_size, image_size, dtype=torch.uint8)
     for i, path in enumerate(tqdm(paths, desc=f"reading {root}", unit="picture", leave=False)):
         images[i] = fit(read_picture(path, num_channels)[None], image_size, num_channels)[0]
-    labels = [numbers[path.parent.relative_to(root).as_posix()] if known else 0 for path in paths]
+    labels = [numbers[name] if known else 0 for name in class_of]
     shown = [f"{i} {name}" for i, name in enumerate(known[:MOST_NAMES])] + ["..."] * (len(known) > MOST_NAMES)
     print(f"{root}: {len(paths)} pictures{f' in {len(known)} classes: ' + ', '.join(shown) if known else ''}")
     return images, torch.tensor(labels, dtype=torch.long)

@@ -113,7 +113,8 @@ def require_regular_file(path: Path) -> None:
 
 def _cannot_be_written(path: Path, error: OSError) -> InputError:
     return InputError(
-        f"{path}: cannot be written: {error.strerror or error}; with that mended, the same command goes on"
+        f"{path}: cannot be written: {error.strerror or error}; with that mended, the same command (without --restart) "
+        "goes on"
     )
 
 

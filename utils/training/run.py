@@ -132,7 +132,7 @@ class Run:
         except ValidationError as error:
             raise damaged(path, ": ".join(explain(error, Header))) from error
         there, here = (
-            {key: value for key, value in flatten(one) if key not in WITHOUT_EFFECT and not key.startswith("sampling.")}
+            {key: value for key, value in flatten(one) if key not in WITHOUT_EFFECT}
             for one in (state["identity"], identity)
         )
         if there.get("teacher_model_checkpoint") != here.get("teacher_model_checkpoint"):
@@ -246,7 +246,7 @@ def require_same_students(folder: Path, students: list[int]) -> None:
         if iteration <= len(students) and steps != students[iteration - 1]:
             raise InputError(
                 f"{path}: another run's student: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} there and "
-                f"is {students[0]} here; --restart begins anew"
+                f"is {students[0]} here; {KEEP}"
             )
 
 

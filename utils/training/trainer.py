@@ -79,6 +79,9 @@ class Trainer:
         self.network = compute.for_training(model).network
         self.adam = torch.optim.Adam(self.network.parameters(), betas=(0.9, settings.adam_beta2), fused=True)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
+        self._averaged, self._current = (
+            [weight.detach() for weight in network.parameters()] for network in (self.ema, self.network)
+        )
         self.timeout = distributed.COMPILATION_TIMEOUT if compute.compiles else distributed.STEP_TIMEOUT
         parallel = distributed.data_parallel(self.network.train(), compute.device, self.timeout)
         self.model = replace(model, network=parallel)
@@ -127,8 +130,7 @@ class Trainer:
         self.adam.zero_grad()
 
         # Update EMA.
-        averaged, current = list(self.ema.parameters()), [weight.detach() for weight in self.network.parameters()]
-        torch._foreach_lerp_(averaged, current, 1 - ema_decay(self.settings.ema_decay, self.step))
+        torch._foreach_lerp_(self._averaged, self._current, 1 - ema_decay(self.settings.ema_decay, self.step))
 
         # Metrics: the sums of loss and norm over the steps that were not skipped, and their number.
         self._sums += torch.where(skipped > 0, 0, torch.stack([loss, norm, 1 - skipped]))
