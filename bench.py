@@ -85,10 +85,10 @@ class PlainTrainer:
         self.adam = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
         self.ema = [parameter.detach().clone() for parameter in self.network.parameters()]
 
-    def take_step(self, losses_of: Callable[..., Tensor], *batch: Tensor | None) -> None:
+    def take_step(self, losses_of: Callable[[range, Tensor], Tensor], times: Tensor) -> None:
         """One step down the gradient of the mean loss of a batch."""
         self.adam.zero_grad()
-        losses_of(*batch).mean().backward()
+        losses_of(range(len(times)), times).mean().backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.adam.step()
         with torch.no_grad():
@@ -130,10 +130,10 @@ class Contender:
         settings = self.config.training
         trainer = self.trainer(self.config.network.dropout, settings, len(b.x))
 
-        def losses(x: Tensor, eps: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-            return training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
+        def losses(_: range, t: Tensor) -> Tensor:
+            return training_loss(trainer.model, b.x, b.eps, t, settings.loss_weighting, b.label)
 
-        return partial(trainer.take_step, losses, b.x, b.eps, b.t, b.label)
+        return partial(trainer.take_step, losses, b.t)
 
     def distillation_step(self, b: Batch) -> Callable[[], object]:
         """The distillation step of distill.py."""
@@ -141,10 +141,10 @@ class Contender:
         trainer = self.trainer(0.0, settings, len(b.x))
         teacher = self.compute.for_inference(self.model(0.0), len(b.x))
 
-        def losses(x: Tensor, eps: Tensor, i: Tensor, label: Tensor | None) -> Tensor:
-            return distillation_loss(trainer.model, teacher, x, eps, i, NUM_STEPS, settings.loss_weighting, label)
+        def losses(_: range, i: Tensor) -> Tensor:
+            return distillation_loss(trainer.model, teacher, b.x, b.eps, i, NUM_STEPS, settings.loss_weighting, b.label)
 
-        return partial(trainer.take_step, losses, b.x, b.eps, b.i, b.label)
+        return partial(trainer.take_step, losses, b.i)
 
     def sampler_steps(self, b: Batch) -> Callable[[], object]:
         """`NUM_STEPS` steps of the sampler of sample.py."""

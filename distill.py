@@ -14,7 +14,6 @@ import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
 import argparse
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from models.diffusion import distillation_loss, stratified
@@ -77,14 +76,14 @@ def distill(
 
     trainer = Trainer(student, settings, compute, learning_rate=learning_rate, seed=config.seed, sampling_steps=n)
 
-    def losses(x: Tensor, eps: Tensor, i: Tensor, label: Tensor | None) -> Tensor:
+    def losses(examples: range, i: Tensor) -> Tensor:
+        x, label = data.batch(examples, shuffle=n)
+        eps = trainer.noise(examples, x)
         return distillation_loss(trainer.model, teacher, x, eps, i, n, settings.loss_weighting, label)
 
-    for step in TrainingLoop(run, trainer, config, stopwatch, f"{2 * n} -> {n}"):
-        x, label = data.batch(step, settings.batch_size, shuffle=n)
-        i = 1 + (stratified(len(x)) * n).long()  # t = i/N, i in {1, ..., N}
-        eps = torch.randn_like(x)
-        trainer.take_step(losses, x, eps, i, label)
+    for _ in TrainingLoop(run, trainer, config, stopwatch, f"{2 * n} -> {n}"):
+        i = 1 + (stratified(settings.batch_size) * n).long()  # t = i/N, i in {1, ..., N}
+        trainer.take_step(losses, i)
 
 
 def main() -> None:

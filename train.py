@@ -70,13 +70,12 @@ def main() -> None:
     loop = TrainingLoop(run, trainer, config, stopwatch, "training")
     print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")
 
-    def losses(x: Tensor, eps: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        return training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
+    def losses(examples: range, t: Tensor) -> Tensor:
+        x, label = data.batch(examples)
+        return training_loss(trainer.model, x, trainer.noise(examples, x), t, settings.loss_weighting, label)
 
-    for step in loop:  # which has seeded all that is drawn here with the number of the step
-        x, label = data.batch(step, settings.batch_size)
-        t, eps = stratified(len(x)), torch.randn_like(x)
-        trainer.take_step(losses, x, eps, t, label)
+    for _ in loop:  # which has seeded what is drawn here with the number of the step
+        trainer.take_step(losses, stratified(settings.batch_size))
 
     print(f"{table([folder])}\nthe model is {run.final_checkpoint}, its samples lie beside it")
 

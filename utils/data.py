@@ -54,21 +54,25 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, step: int, batch_size: int, shuffle: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The global batch of a step: images [B, C, H, W] in [-1, 1] and classes [B]; a function of the step alone.
+    def batch(self, examples: range, shuffle: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The training examples of these numbers, which count on from epoch to epoch; a function of them alone.
 
         Each `shuffle` is another sequence of shuffles, so that students of few steps do not all see the same images.
+
+        Returns:
+            Images [B, C, H, W] in [-1, 1], and classes [B] or None.
         """
-        indices = torch.cat(
-            [
-                _permutation(len(self), self.seed, shuffle, epoch)[begin:end]
-                for epoch, begin, end in _epochs(step * batch_size, batch_size, len(self))
-            ]
-        ).to(self.images.device, non_blocking=self.images.is_cuda)
+        pieces = []
+        for epoch, begin, end in _epochs(examples.start, len(examples), len(self)):
+            order, flips = _shuffled(len(self), self.seed, shuffle, epoch)
+            pieces.append((order[begin:end], flips[begin:end]))
+        indices, flip = (
+            torch.cat(part).to(self.images.device, non_blocking=self.images.is_cuda)
+            for part in zip(*pieces, strict=True)
+        )
         x = to_unit_range(self.images[indices])
         if self.random_flip:
-            flip = torch.rand(batch_size) < 0.5
-            x = torch.where(flip.to(x.device, non_blocking=x.is_cuda)[:, None, None, None], x.flip(-1), x)
+            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
         return x, None if self.labels is None else self.labels[indices]
 
 
@@ -84,8 +88,10 @@ def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
 
 
 @lru_cache(maxsize=2)
-def _permutation(length: int, seed: int, shuffle: int, epoch: int) -> Tensor:
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed_of("epoch", seed, shuffle, index=epoch)))
+def _shuffled(length: int, seed: int, shuffle: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """The order of the images in an epoch, and for each place whether a random flip mirrors its image."""
+    generator = torch.Generator().manual_seed(seed_of("epoch", seed, shuffle, index=epoch))
+    return torch.randperm(length, generator=generator), torch.rand(length, generator=generator) < 0.5
 
 
 def load_data(config: Config, device: torch.device) -> ImageData:

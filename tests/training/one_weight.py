@@ -46,7 +46,7 @@ def make_loop(folder: Path, *, num_steps: int = 40, identity: dict | None = None
 
 def step_down(trainer: Trainer, loss: Tensor) -> None:
     """A step down the gradient of a loss that is the same for all images."""
-    trainer.take_step(lambda x: loss.expand(len(x)), torch.zeros(trainer.settings.batch_size))
+    trainer.take_step(lambda examples, _: loss.expand(len(examples)), torch.zeros(trainer.settings.batch_size))
 
 
 def take_steps(loop: TrainingLoop, target: float = 1.0) -> None:

@@ -27,6 +27,30 @@ def test_the_average_is_warmed_up(tmp_path):
     assert ema_decay(0.999, 9_999) == 0.999 and ema_decay(0.0, 5) == 0.0
 
 
+def test_a_rank_draws_what_it_computes_with_and_nothing_else(monkeypatch):
+    """The second of two, in two micro-batches: its half of the examples, which are numbered through the run."""
+    trainer, seen = make_trainer(), []
+    settings = {"batch_size": 8, "accumulation_steps": 2}
+    trainer.settings = trainer.settings.model_copy(update=settings)
+    monkeypatch.setattr("utils.process.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("utils.process.distributed.rank", lambda: 1)
+
+    def losses(examples, times):
+        seen.append((examples, times.tolist(), trainer.noise(examples, torch.zeros(2, 1, 2, 2))))
+        return trainer.network.weight.expand(2)
+
+    for _ in range(2):
+        trainer.take_step(losses, torch.arange(8))
+    assert [(examples, times) for examples, times, _ in seen] == [
+        (range(4, 6), [4, 5]),
+        (range(6, 8), [6, 7]),
+        (range(12, 14), [4, 5]),
+        (range(14, 16), [6, 7]),
+    ]
+    whole = trainer.noise(range(16), torch.zeros(16, 1, 2, 2))
+    assert all(torch.equal(eps, whole[examples.start : examples.stop]) for examples, _, eps in seen)
+
+
 def test_a_trainer_that_is_done_leaves_the_memory_at_once(tmp_path):
     """Not when Python next looks for circles: ten students, each with Adam and an average, would pile up."""
     gc.disable()

@@ -1,11 +1,11 @@
 """Random numbers without a stored state: the seed of every draw is a function of the run's seed and an index.
 
-A training step is seeded by its number, so a run that continues at step n draws what an undisturbed one draws
-there; a sample by its index, so picture 17 is the same at any batch size.
+A training example is seeded by its number in the run, so a run that continues draws what an undisturbed one draws
+there, and each rank draws its share alone; a sample by its index, so picture 17 is the same at any batch size.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ def seed_of(*parts: object, index: int = 0) -> int:
     """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return (int.from_bytes(digest[:4]) + index) % 2**32
+
+
+def normal_noise(seeds: Iterable[int], x: Tensor) -> Tensor:
+    """Standard normal noise in the shape and on the device of x [B, C, H, W], each image's from its own seed."""
+    eps, generator = torch.empty(x.shape, device=x.device), torch.Generator(x.device)
+    for image, seed in zip(eps, seeds, strict=True):
+        image.normal_(generator=generator.manual_seed(seed))
+    return eps
 
 
 class SampleNoise:

@@ -16,7 +16,7 @@ from utils.config import Optimization
 from utils.errors import InputError
 from utils.files.torch_file import require_like
 from utils.process import distributed
-from utils.process.randomness import seed_of
+from utils.process.randomness import normal_noise, seed_of
 
 LARGEST_HALF_LIFE = 0.1  # of the EMA, as a share of the steps so far
 
@@ -93,16 +93,24 @@ class Trainer:
         """Seeds PyTorch: all that is drawn in a step depends on its number alone, so no random state need be saved."""
         torch.manual_seed(seed_of(what, self.seed, self.sampling_steps, index=self.step))
 
-    def take_step(self, losses_of: Callable[..., Tensor], *batch: Tensor | None) -> None:
-        """One step of training on a global batch of tensors [B, ...]; what is None stays None.
+    def noise(self, examples: range, x: Tensor) -> Tensor:
+        """Standard normal noise in the shape of x [b, C, H, W], for the training examples of these numbers."""
+        seeds = [seed_of("noise", self.seed, self.sampling_steps, index=example) for example in examples]
+        return normal_noise(seeds, x)
 
-        `losses_of` is called with the slices of a micro-batch, and returns the loss of each of its images, [b]; the
-        step goes down the gradient of their mean over the global batch. Nothing in it waits for the device.
+    def take_step(self, losses_of: Callable[[range, Tensor], Tensor], times: Tensor) -> None:
+        """One step of training on the global batch, at the given times [B], one for each of its examples.
+
+        `losses_of(examples, times)` returns the loss of each of a micro-batch's examples, [b], which are numbered
+        through the whole run; so a rank loads, and draws noise for, what it computes with, and nothing else. The step
+        goes down the gradient of the mean over the global batch. Nothing in it waits for the device.
         """
         # Accumulate gradients over this rank's shard of the global batch, one micro-batch after the other; in the
         # backward pass of the last, they are averaged over all ranks.
         loss = torch.zeros((), device=self.compute.device)
-        micro_batches = distributed.micro_batches(self.settings.batch_size, self.settings.accumulation_steps)
+        batch_size, accumulation_steps = self.settings.batch_size, self.settings.accumulation_steps
+        examples = range(self.step * batch_size, (self.step + 1) * batch_size)
+        micro_batches = distributed.micro_batches(batch_size, accumulation_steps)
         for micro_batch in micro_batches:
             # The dropout mask depends on an image's index in the global batch. (A tensor: compiled code would be
             # compiled anew for each value of a number.)
@@ -111,8 +119,7 @@ class Trainer:
             self.seed_for("dropout")
             is_last = micro_batch == micro_batches[-1]
             with nullcontext() if is_last else distributed.no_sync(self.model.network):
-                losses = losses_of(*(tensor if tensor is None else tensor[micro_batch] for tensor in batch))
-                share = losses.sum() / self.settings.batch_size
+                share = losses_of(examples[micro_batch], times[micro_batch]).sum() / batch_size
                 # A loss that is not finite makes the whole gradient NaN, whatever its own was: so all ranks, which see
                 # their own losses and the mean of the gradients, skip the same steps.
                 nan_if_not_finite = torch.where(share.detach().isfinite(), 1.0, math.nan)
