@@ -110,13 +110,16 @@ def main() -> None:
         if run.finished:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:
-            if data is None:  # everything has been checked
+            if data is None:
                 data = load_data(config, device)
-                prepare_folder(folder)
+                teacher.require_same_classes(data.description.class_names)
+                prepare_folder(folder)  # everything has been checked
                 if arguments.restart:
                     delete_students(folder)
                     cli.restart_is_done()
-            run.require_data(data.hash)
+            run.require_data(data.description)
+            if teacher.trained_on and teacher.trained_on.data_hash != data.description.data_hash:
+                print(f"note: the images are others than those that {teacher.path} was trained on")
             compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
             print(f"distilling on {compute}, to {sampling_steps} steps, writing to {run.folder}")
             distill(teacher, run, config, data, compute, stopwatch)

@@ -145,13 +145,14 @@ def main() -> None:
     folder = arguments.output_dir or Path("output", "evaluation", name)
     Results(folder / "results.json")  # is refused before anything is written
     test, training = load_images(config.data, test=True), load_images(config.data)
-    require_num_classes(training[1], config)
-    if arguments.num_samples > len(training[0]):
+    require_num_classes(training, config)
+    teacher.require_same_classes(training.class_names)
+    if arguments.num_samples > len(training.images):
         raise InputError(
-            f"--num_samples {arguments.num_samples}: there are only {len(training[0])} training images, and the floor "
-            "takes as many"
+            f"--num_samples {arguments.num_samples}: there are only {len(training.images)} training images, and the "
+            "floor takes as many"
         )
-    if len(test[0]) < 2:
+    if len(test.images) < 2:
         raise InputError("data.test_root: one picture is no set to compare with; there should be at least two")
 
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
@@ -164,8 +165,8 @@ def main() -> None:
         evaluation = Evaluation(
             config=config,
             teacher=teacher,
-            training_images=training[0],
-            test_images=test[0],
+            training_images=training.images,
+            test_images=test.images,
             extractor=extractor,
             results=Results(folder / "results.json"),
             num_samples=arguments.num_samples,

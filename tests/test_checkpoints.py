@@ -6,7 +6,7 @@ import torch
 
 from models.diffusion import Diffusion
 from models.unet import Dropout
-from utils.checkpoints import FORMAT_VERSION, build_model, load_checkpoint, save_checkpoint
+from utils.checkpoints import FORMAT_VERSION, TrainedOn, build_model, load_checkpoint, save_checkpoint
 from utils.config import Config
 from utils.errors import InputError
 
@@ -31,13 +31,15 @@ def model() -> Diffusion:
 @pytest.fixture
 def path(tmp_path, model):
     path = tmp_path / "diffusion-7.pt"
-    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=16)
+    trained_on = TrainedOn(data_hash="abc", class_names=["ant", "bee"])
+    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=16, trained_on=trained_on)
     return path
 
 
 def test_what_is_saved_is_what_is_loaded(path, model):
     checkpoint = load_checkpoint(path)
     assert (checkpoint.config, checkpoint.step, checkpoint.sampling_steps) == (CONFIG, 7, 16)
+    assert checkpoint.trained_on == TrainedOn(data_hash="abc", class_names=["ant", "bee"])
     z, logsnr = torch.randn(2, 1, 8, 8), torch.randn(2)
     again = checkpoint.model(CPU)
     assert torch.equal(again.network.eval()(z, logsnr), model.network.eval()(z, logsnr))
@@ -47,7 +49,7 @@ def test_what_is_saved_is_what_is_loaded(path, model):
 
 def test_an_undistilled_model_is_sampled_with_1024_steps(path, model):
     assert load_checkpoint(path).default_sampling_steps == 16
-    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=None)
+    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=None, trained_on=None)
     assert load_checkpoint(path).default_sampling_steps == 1024
 
 
@@ -64,8 +66,32 @@ def changed(path, **changes) -> None:
 
 def test_other_format_version(path):
     changed(path, format_version=FORMAT_VERSION + 1)
-    with pytest.raises(InputError, match=rf"format version {FORMAT_VERSION + 1}; this code reads {FORMAT_VERSION}"):
+    with pytest.raises(
+        InputError, match=rf"format version {FORMAT_VERSION + 1}; this code reads 1 and {FORMAT_VERSION}"
+    ):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_of_the_first_version_is_read(path):
+    content = torch.load(path, weights_only=True)
+    del content["trained_on"]
+    torch.save(content | {"format_version": 1}, path)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.step == 7 and checkpoint.trained_on is None
+    checkpoint.require_same_classes(["cat"])  # which nothing is known of
+
+
+def test_other_classes_are_named(path):
+    checkpoint = load_checkpoint(path)
+    checkpoint.require_same_classes(["ant", "bee"])
+    checkpoint.require_same_classes([])  # a folder without subfolders, for a network that is not told the class
+    for names, message in (
+        (["ant", "cat", "bee"], "class 1 is bee in it and cat here"),
+        (["ant", "bee", "cat"], "class 2 is missing in it and cat here"),
+        (["ant"], "class 1 is bee in it and missing here"),
+    ):
+        with pytest.raises(InputError, match=f"diffusion-7.pt: knows other classes than the data: {message}"):
+            checkpoint.require_same_classes(names)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +103,7 @@ def test_other_format_version(path):
         ({"config": {"data": {"name": "MNIST"}}}, "are not valid: config.data.image_size: missing"),
         ({"weights": [1]}, "its weights do not fit its own configuration: no weights"),
         ({"weights": {"a": 1}}, "its weights do not fit its own configuration: embed_time.0.weight is missing"),
+        ({"trained_on": {"data_hash": "a"}}, "its metadata are not valid: trained_on.class_names: missing"),
         ({"new": 1}, "not a checkpoint of this project"),
     ],
 )

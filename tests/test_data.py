@@ -15,7 +15,7 @@ from conftest import ROOT
 from torchvision import datasets
 
 from utils.config import Config, Data
-from utils.data import ImageData, _epochs, load_data, load_images
+from utils.data import ImageData, ImageSet, _epochs, load_data, load_images
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -52,7 +52,8 @@ def numbered(count: int, seed: int = 0, random_flip: bool = False) -> ImageData:
     """Images that are all of one value, their own index, but for a brighter left column."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 2, 2)
     images[..., 0] += 100
-    return ImageData(images, None, seed=seed, random_flip=random_flip)
+    data = ImageSet(images, torch.zeros(count, dtype=torch.long), [])
+    return ImageData(data, with_classes=False, seed=seed, random_flip=random_flip)
 
 
 def indices(data: ImageData, step: int, batch_size: int) -> list[int]:
@@ -76,7 +77,10 @@ def test_epochs_join_without_a_gap():
 
 
 def test_range_is_minus_one_to_one():
-    data = ImageData(torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None], None, seed=0, random_flip=False)
+    data = ImageSet(
+        torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None], torch.zeros(2, dtype=torch.long), []
+    )
+    data = ImageData(data, with_classes=False, seed=0, random_flip=False)
     assert sorted(data.batch(range(2))[0].flatten().tolist()) == [-1.0, 1.0]
 
 
@@ -161,5 +165,6 @@ def test_cifar10_in_its_real_format(tmp_path, monkeypatch):
 
 def test_the_test_images_of_mnist_are_others():
     settings = Data(name="MNIST", root=str(ROOT / "data"), image_size=28, num_channels=1)
-    images, labels = load_images(settings, test=True)
-    assert images.shape == (10_000, 1, 28, 28) and labels[:5].tolist() == [7, 2, 1, 0, 4]
+    test = load_images(settings, test=True)
+    assert test.images.shape == (10_000, 1, 28, 28) and test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert test.class_names == list("0123456789")

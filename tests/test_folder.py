@@ -139,8 +139,9 @@ def test_the_test_images_of_a_folder_have_its_classes(tmp_path):
     settings = Data(
         name="folder", root=str(tmp_path / "a"), test_root=str(tmp_path / "b"), image_size=8, num_channels=1
     )
-    images, labels = load_images(settings, test=True)
-    assert images[:, 0, 0, 0].tolist() == [3, 7] and labels.tolist() == [0, 1]
+    test = load_images(settings, test=True)
+    assert test.images[:, 0, 0, 0].tolist() == [3, 7] and test.labels.tolist() == [0, 1]
+    assert test.class_names == ["cats", "dogs"]
     write_image(tmp_path / "b/bats/1.png")
     with pytest.raises(InputError, match=r"bats/1.png: of a class that data.root has no folder for: bats"):
         load_images(settings, test=True)

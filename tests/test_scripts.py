@@ -230,6 +230,30 @@ def test_classes_and_colour_go_all_the_way(folder_lesson, tmp_path, monkeypatch)
     assert Image.open("output/grid.png").size == (2 * 18 + 2, 3 * 18 + 2)  # a column for each class
 
 
+def test_a_teacher_of_other_classes_is_refused_and_other_images_are_noted(folder_lesson, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder_lesson.write_text(folder_lesson.read_text().replace("dropout: 0.1", "dropout: 0.1, num_classes: 2"))
+    for i, path in enumerate(sorted(Path("digits").glob("*.png"))):
+        folder = Path(f"digits/{'cat' if i % 2 else 'dog'}")
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    config = ["--config_path", folder_lesson]
+    assert call("train.py", *config) == 0
+    flags = [*config, "--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--initial_sampling_steps", 4]
+    Path("digits/dog").rename("digits/ape")
+    capsys.readouterr()
+    assert call("distill.py", *flags, "--distillation_iterations", 1) == 2
+    said = capsys.readouterr().err
+    assert "output/tiny/diffusion-6.pt: knows other classes than the data: class 0 is cat in it and ape here" in said
+    assert not Path("output/distilled").exists()
+    Path("digits/ape").rename("digits/dog")
+    Path("digits/dog/0.png").unlink()
+    assert call("distill.py", *flags, "--distillation_iterations", 2) == 0
+    note = "note: the images are others than those that output/tiny/diffusion-6.pt was trained on"
+    said = capsys.readouterr().out
+    assert note in said and said.count("note:") == 1  # the second student has seen what its teacher has
+
+
 def test_panels_that_cannot_be_compared_say_why_and_labels_tell_models_apart(
     folder_lesson, tmp_path, monkeypatch, capsys
 ):

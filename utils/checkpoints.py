@@ -3,22 +3,23 @@
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from models.diffusion import Diffusion
 from models.noise_schedule import SCHEDULES
 from models.unet import UNet
-from utils.config import Config, Count, NonNegativeInt, Section, differences, explain
+from utils.config import Config, Count, NonNegativeInt, PathText, Section, differences, explain
 from utils.errors import InputError
 from utils.files import read_torch_file, sha256, write_atomically
 from utils.files.torch_file import require_like
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # version 1 did not say what the model was trained on; it is read, too
 UNDISTILLED_SAMPLING_STEPS = 1024
 
 
@@ -46,22 +47,36 @@ def _what_weights_mean(config: Config) -> dict[str, Any]:
     }
 
 
+class TrainedOn(Section):
+    """The training images and classes that a model has seen; names of classes only where it is told the class."""
+
+    data_hash: Annotated[str, Field(max_length=64)]
+    class_names: list[PathText]
+
+
 class Metadata(Section):
     """The contents of a `diffusion-<step>.pt` besides the weights."""
 
     config: Config
     step: NonNegativeInt
     sampling_steps: Count | None
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A `diffusion-<step>.pt`. `sampling_steps` is what it was distilled for, None for an undistilled model."""
+    """A `diffusion-<step>.pt`.
+
+    Attributes:
+        sampling_steps: what it was distilled for, None for an undistilled model.
+        trained_on: the images, None where the file does not say.
+    """
 
     path: Path
     config: Config
     step: int
     sampling_steps: int | None
+    trained_on: TrainedOn | None
     weights: dict[str, Tensor]
 
     @property
@@ -96,6 +111,19 @@ class Checkpoint:
                 "steps, so its first student takes half of them"
             )
 
+    def require_same_classes(self, class_names: list[str]) -> None:
+        """Refuses a model that has learned other classes, or in another order: it would draw one for the other.
+
+        Raises:
+            InputError: naming the first that differs.
+        """
+        known = self.trained_on.class_names if self.trained_on else []
+        for number, (there, here) in enumerate(zip_longest(known, class_names, fillvalue="missing")):
+            if known and class_names and there != here:
+                raise InputError(
+                    f"{self.path}: knows other classes than the data: class {number} is {there} in it and {here} here"
+                )
+
     def require_own_weights(self) -> None:
         """Refuses weights of another architecture than the configuration's, before any memory is taken for it.
 
@@ -118,7 +146,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    path: Path, weights: dict[str, Tensor], *, config: Config, step: int, sampling_steps: int | None
+    path: Path,
+    weights: dict[str, Tensor],
+    *,
+    config: Config,
+    step: int,
+    sampling_steps: int | None,
+    trained_on: TrainedOn | None,
 ) -> None:
     """Writes `diffusion-<step>.pt`: plain tensors, numbers and strings."""
     content = {
@@ -126,6 +160,7 @@ def save_checkpoint(
         "config": config.model_dump(),
         "step": step,
         "sampling_steps": sampling_steps,
+        "trained_on": trained_on and trained_on.model_dump(),
         "weights": {name: weight.cpu() for name, weight in weights.items()},
     }
     write_atomically(path, lambda file: torch.save(content, file))
@@ -138,11 +173,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: the file is missing, truncated, no checkpoint, of another format version, or its contents are off.
     """
     path = Path(path)
-    content = read_torch_file(path, Metadata.model_fields.keys() | {"weights"}, "a checkpoint", FORMAT_VERSION)
+    keys = Metadata.model_fields.keys() | {"weights"}
+    content = read_torch_file(path, {1: keys - {"trained_on"}, FORMAT_VERSION: keys}, "a checkpoint")
     try:
-        metadata = Metadata.model_validate({key: content[key] for key in Metadata.model_fields})
+        metadata = Metadata.model_validate({key: content[key] for key in content.keys() & Metadata.model_fields.keys()})
     except ValidationError as error:
         raise InputError(f"{path}: its metadata are not valid: {': '.join(explain(error, Metadata))}") from error
-    checkpoint = Checkpoint(path, metadata.config, metadata.step, metadata.sampling_steps, content["weights"])
+    checkpoint = Checkpoint(
+        path=path, weights=content["weights"], **{name: getattr(metadata, name) for name in Metadata.model_fields}
+    )
     checkpoint.require_own_weights()
     return checkpoint

@@ -8,7 +8,7 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -208,7 +208,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:
     """The names of the keys that are valid at this location of a section."""
     for name in location[:-1]:
-        section = section.model_fields[name].annotation
+        annotation = section.model_fields[name].annotation
+        section = next(iter(get_args(annotation)), annotation)  # of one that may be None
     return list(section.model_fields)
 
 

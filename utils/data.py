@@ -1,13 +1,15 @@
 """The training and test images: a whole data set in memory as uint8, so that no step waits for it."""
 
 import hashlib
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchvision import datasets
 
+from utils.checkpoints import TrainedOn
 from utils.config import Config
 from utils.config import Data as DataSettings
 from utils.errors import InputError
@@ -16,8 +18,8 @@ from utils.folder import fit, read_folder
 from utils.process.distributed import rank_zero_first
 from utils.process.randomness import seed_of
 
+MOST_CLASS_NAMES = 10_000  # that checkpoints keep: some sets have a class for each of a million people
 TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
-Images = tuple[Tensor, Tensor]  # uint8 [N, C, H, W] and their classes [N]
 
 
 def to_unit_range(images: Tensor) -> Tensor:
@@ -34,21 +36,45 @@ def content_hash(*tensors: Tensor) -> str:
     return digest.hexdigest()[:12]
 
 
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in uint8 [N, C, H, W], their classes [N], all 0 where there are none, and the names of the classes."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: list[str]
+
+    @cached_property
+    def hash(self) -> str:
+        """What images and classes are known by: see `content_hash`."""
+        return content_hash(self.images, self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """At least 1."""
+        return int(self.labels.max()) + 1
+
+
 class ImageData:
-    """Images [N, C, H, W] in uint8 and their classes [N], if any, in an order that a seed shuffles anew each epoch."""
+    """The training images, and their classes if the model is told them, in an order that is shuffled each epoch.
+
+    Attributes:
+        description: what checkpoints keep of them.
+    """
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor | None,
+        data: ImageSet,
         *,
+        with_classes: bool,
         seed: int,
         random_flip: bool,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
     ):
         """The images and classes lie on the CPU, and are moved to the device."""
-        self.hash = content_hash(*(tensor for tensor in (images, labels) if tensor is not None))
-        self.images, self.labels = images.to(device), None if labels is None else labels.to(device)
+        class_names = data.class_names if with_classes and len(data.class_names) <= MOST_CLASS_NAMES else []
+        self.description = TrainedOn(data_hash=data.hash, class_names=class_names)
+        self.images, self.labels = data.images.to(device), data.labels.to(device) if with_classes else None
         self.seed, self.random_flip = seed, random_flip
 
     def __len__(self) -> int:
@@ -103,24 +129,19 @@ def load_data(config: Config, device: torch.device) -> ImageData:
         InputError: the data are missing and cannot be fetched, or have other classes than the configuration says.
     """
     settings = config.data
-    images, labels = load_images(settings)
-    require_num_classes(labels, config)
-    return ImageData(
-        images,
-        labels if config.network.num_classes else None,
-        seed=config.seed,
-        random_flip=settings.random_flip,
-        device=device,
-    )
+    data = load_images(settings)
+    require_num_classes(data, config)
+    with_classes = config.network.num_classes > 0
+    return ImageData(data, with_classes=with_classes, seed=config.seed, random_flip=settings.random_flip, device=device)
 
 
-def require_num_classes(labels: Tensor, config: Config) -> None:
+def require_num_classes(data: ImageSet, config: Config) -> None:
     """Refuses a network with another number of classes than the data, unless it has none.
 
     Raises:
         InputError: naming both numbers.
     """
-    num_classes, found = config.network.num_classes, int(labels.max()) + 1
+    num_classes, found = config.network.num_classes, data.num_classes
     if num_classes and found != num_classes:
         raise InputError(
             f"network.num_classes: {num_classes}, but {config.data.name} has {found} "
@@ -129,7 +150,7 @@ def require_num_classes(labels: Tensor, config: Config) -> None:
 
 
 @rank_zero_first
-def load_images(settings: DataSettings, *, test: bool = False) -> Images:
+def load_images(settings: DataSettings, *, test: bool = False) -> ImageSet:
     """The training or test images of a data set, in its size and channels, and their classes.
 
     Raises:
@@ -137,17 +158,17 @@ def load_images(settings: DataSettings, *, test: bool = False) -> Images:
     """
     root = Path(settings.root).expanduser()
     if settings.name != "folder":
-        images, labels = _read_torchvision(settings.name, root, test)
-        return fit(images, settings.image_size, settings.num_channels), labels
+        images, labels, class_names = _read_torchvision(settings.name, root, test)
+        return ImageSet(fit(images, settings.image_size, settings.num_channels), labels, class_names)
     if test and settings.test_root is None:
         raise InputError("data.test_root: missing; needed here: a folder of images like those of data.root")
     folder, key = (Path(settings.test_root).expanduser(), "data.test_root") if test else (root, "data.root")
     size = {"image_size": settings.image_size, "num_channels": settings.num_channels}
-    return read_folder(folder, key, classes_of=root, **size)
+    return ImageSet(*read_folder(folder, key, classes_of=root, **size))
 
 
-def _read_torchvision(name: str, root: Path, test: bool) -> Images:
-    """A data set of torchvision, in its own size and channels; downloaded if it is missing."""
+def _read_torchvision(name: str, root: Path, test: bool) -> tuple[Tensor, Tensor, list[str]]:
+    """The parts of an `ImageSet`, in torchvision's own size and channels; downloaded if they are missing."""
     dataset_class, there = TORCHVISION[name], root.exists()
     try:
         try:
@@ -166,4 +187,5 @@ def _read_torchvision(name: str, root: Path, test: bool) -> Images:
         ) from error
     images = torch.as_tensor(dataset.data)
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    return images, torch.as_tensor(dataset.targets)
+    class_names = [name.partition(" - ")[0] for name in dataset.classes]  # MNIST's are "0 - zero", ...
+    return images, torch.as_tensor(dataset.targets), class_names

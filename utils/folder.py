@@ -113,8 +113,10 @@ def fit(images: Tensor, image_size: int, num_channels: int) -> Tensor:
     return images.contiguous()
 
 
-def read_folder(root: Path, key: str, *, image_size: int, num_channels: int, classes_of: Path) -> tuple[Tensor, Tensor]:
-    """All pictures below a folder as uint8 [N, C, H, W], and their classes [N]; 0 where there are no classes.
+def read_folder(
+    root: Path, key: str, *, image_size: int, num_channels: int, classes_of: Path
+) -> tuple[Tensor, Tensor, list[str]]:
+    """All pictures below a folder as uint8 [N, C, H, W], their classes [N], 0 where there are none, and their names.
 
     Args:
         key: the name of the folder in the configuration, for messages.
@@ -139,4 +141,4 @@ def read_folder(root: Path, key: str, *, image_size: int, num_channels: int, cla
     labels = [numbers[name] if known else 0 for name in class_of]
     shown = [f"{i} {name}" for i, name in enumerate(known[:MOST_NAMES])] + ["..."] * (len(known) > MOST_NAMES)
     print(f"{root}: {len(paths)} pictures{f' in {len(known)} classes: ' + ', '.join(shown) if known else ''}")
-    return images, torch.tensor(labels, dtype=torch.long)
+    return images, torch.tensor(labels, dtype=torch.long), known

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from utils.data import content_hash
+from utils.data import ImageSet, content_hash
 from utils.errors import InputError
 from utils.evaluation import classifier
 from utils.evaluation.classifier import load_classifier
@@ -9,7 +11,7 @@ from utils.evaluation.classifier import load_classifier
 CPU = torch.device("cpu")
 
 
-def shapes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def shapes(count: int, seed: int) -> ImageSet:
     """Dim images with a bright bar: across in class 0, upright in class 1."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 100, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
@@ -18,7 +20,7 @@ def shapes(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     for image, label, place in zip(images, labels, places, strict=True):
         image[0, place] += 150 * (1 - label).byte()
         image[0, :, place] += 150 * label.byte()
-    return images, labels
+    return ImageSet(images, labels, ["across", "upright"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +33,9 @@ def cache(tmp_path, monkeypatch):
 def test_it_learns_and_is_trained_only_once(cache, capsys, monkeypatch):
     training, test = shapes(800, 0), shapes(200, 1)
     first, name = load_classifier("shapes", training, test, CPU)
-    assert classifier.accuracy(first, *test) > 0.9 > 0.7 > classifier.accuracy(first, test[0], 1 - test[1])
-    share = 100 * classifier.accuracy(first, *test)
+    assert classifier.accuracy(first, test.images, test.labels) > 0.9
+    assert classifier.accuracy(first, test.images, 1 - test.labels) < 0.7
+    share = 100 * classifier.accuracy(first, test.images, test.labels)
     assert f"a classifier that knows {share:.2f}% of the test images" in capsys.readouterr().out
     monkeypatch.setattr(classifier, "train_classifier", None)
     second, same_name = load_classifier("shapes", training, test, CPU)
@@ -42,7 +45,8 @@ def test_it_learns_and_is_trained_only_once(cache, capsys, monkeypatch):
 
 
 def test_other_images_or_classes_have_a_classifier_of_their_own():
-    images, labels = shapes(4, 0)
+    data = shapes(4, 0)
+    images, labels = data.images, data.labels
     other = images.clone()
     other[3, 0, 7, 7] ^= 1
     hashes = {content_hash(images, labels), content_hash(other, labels), content_hash(images, 1 - labels)}
@@ -86,6 +90,6 @@ def test_other_weights_have_another_name(cache):
 
 
 def test_one_class_is_none():
-    images, labels = shapes(8, 0)
+    data = shapes(8, 0)
     with pytest.raises(InputError, match="has no classes"):
-        load_classifier("shapes", (images, 0 * labels), (images, labels), CPU)
+        load_classifier("shapes", replace(data, labels=0 * data.labels), data, CPU)

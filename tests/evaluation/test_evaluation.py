@@ -16,7 +16,7 @@ def evaluation(folder, **changes) -> Evaluation:
     model, config = lesson()
     path = folder / "diffusion-1.pt"
     if not path.exists():
-        save_checkpoint(path, model.network.state_dict(), config=config, step=1, sampling_steps=16)
+        save_checkpoint(path, model.network.state_dict(), config=config, step=1, sampling_steps=16, trained_on=None)
     torch.manual_seed(0)
     settings = {
         "config": config,
@@ -79,7 +79,9 @@ def test_results_are_of_one_checkpoint_number_seed_and_sampler(tmp_path):
     others.append(evaluation(tmp_path, extractor=Extractor("other", 3, 2, PIXELS.extract)))
     for other in others:
         assert other.results.find(other.key(candidate)) is None
-    save_checkpoint(candidate.path, model.network.state_dict(), config=config, step=2, sampling_steps=None)
+    save_checkpoint(
+        candidate.path, model.network.state_dict(), config=config, step=2, sampling_steps=None, trained_on=None
+    )
     assert evaluated.results.find(evaluation(tmp_path).key(candidate)) is None
 
 
@@ -103,7 +105,14 @@ def test_the_fewest_steps_that_give_the_same_pictures(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Evaluation, "_sampler", sampler)
     model, config = lesson()
-    save_checkpoint(tmp_path / "diffusion-1.pt", model.network.state_dict(), config=config, step=1, sampling_steps=None)
+    save_checkpoint(
+        tmp_path / "diffusion-1.pt",
+        model.network.state_dict(),
+        config=config,
+        step=1,
+        sampling_steps=None,
+        trained_on=None,
+    )
     assert evaluation(tmp_path).fewest_steps() == 128
     assert sorted(drawn) == [64, 128, 256, 512, 1024]
     assert evaluation(tmp_path).fewest_steps() == 128 and len(drawn) == 5

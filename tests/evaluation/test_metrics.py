@@ -94,14 +94,14 @@ def mnist():
     training, test = load_images(settings), load_images(settings, test=True)
     torch.manual_seed(0)
     network = Classifier(1, 10)
-    train_classifier(network, training[0][:6000], training[1][:6000])
-    assert classifier.accuracy(network, *test) > 0.95
+    train_classifier(network, training.images[:6000], training.labels[:6000])
+    assert classifier.accuracy(network, test.images, test.labels) > 0.95
 
     def extract(images):
         features = network.features(to_unit_range(images))
         return features, network.head(features).argmax(dim=1)
 
-    return training[0][6000:], test[0], Extractor("mnist", 128, 10, extract)
+    return training.images[6000:], test.images, Extractor("mnist", 128, 10, extract)
 
 
 def test_real_images_and_noise(mnist):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from one_weight import make_loop, take_steps
 
+from utils.checkpoints import TrainedOn
 from utils.config import Config
 from utils.errors import InputError
 from utils.training.run import Run, delete_run
@@ -91,13 +92,17 @@ def test_what_changes_the_weights_is_compared_and_nothing_else(tmp_path, changes
         assert Run.of_training(tmp_path, now, None, restart=False).state["step"] == 10
 
 
+THESE = TrainedOn(data_hash="these", class_names=["a"])
+
+
 def test_other_images_are_another_run(tmp_path):
     loop = make_loop(tmp_path, num_steps=10)
-    loop.run.require_data("these")
+    loop.run.require_data(THESE)
     take_steps(loop)
-    Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data("these")
+    assert torch.load(tmp_path / "diffusion-10.pt", weights_only=True)["trained_on"] == THESE.model_dump()
+    Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data(THESE)
     with pytest.raises(InputError, match="the images or their classes have changed since"):
-        Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data("those")
+        Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data(THESE.model_copy(update={"data_hash": "those"}))
 
 
 def test_another_teacher_is_called_by_its_path(tmp_path):

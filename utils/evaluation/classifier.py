@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.data import Images, content_hash, to_unit_range
+from utils.data import ImageSet, content_hash, to_unit_range
 from utils.errors import InputError
 from utils.files import exists, prepare_folder, read_torch_file, write_atomically
 from utils.files.torch_file import require_like
@@ -80,7 +80,7 @@ def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     return float((torch.cat(found) == labels).cpu().double().mean())  # Apple's GPUs know no float64
 
 
-def load_classifier(name: str, training: Images, test: Images, device: torch.device) -> tuple[Classifier, str]:
+def load_classifier(name: str, training: ImageSet, test: ImageSet, device: torch.device) -> tuple[Classifier, str]:
     """The classifier of a data set, from the cache or trained now, and a name that is of its weights alone.
 
     It is trained on the training images alone, always from the same seed, so that all evaluations of a data set on a
@@ -90,17 +90,19 @@ def load_classifier(name: str, training: Images, test: Images, device: torch.dev
     Raises:
         InputError: the data set has one class only, or the cached file is damaged.
     """
-    images, labels = training
-    num_classes = int(labels.max()) + 1
-    if num_classes < 2:
+    if training.num_classes < 2:
         raise InputError(f"--features classifier: {name} has no classes (subfolders) to tell apart; take inception")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("classifier"))
-        classifier = Classifier(images.shape[1], num_classes).to(device, memory_format=torch.channels_last).eval()
-    path = CACHE / f"classifier-{name}-{content_hash(images, labels)}.pt"
+        classifier = (
+            Classifier(training.images.shape[1], training.num_classes)
+            .to(device, memory_format=torch.channels_last)
+            .eval()
+        )
+    path = CACHE / f"classifier-{name}-{training.hash}.pt"
     if not exists(path):
         _train_and_save(classifier, training, test, path)
-    content = read_torch_file(path, {"weights", "test_accuracy"}, "a classifier", FORMAT_VERSION)
+    content = read_torch_file(path, {FORMAT_VERSION: {"weights", "test_accuracy"}}, "a classifier")
     try:
         require_like(content["weights"], classifier.state_dict())
         classifier.load_state_dict(content["weights"])
@@ -110,11 +112,11 @@ def load_classifier(name: str, training: Images, test: Images, device: torch.dev
 
 
 @on_rank_zero
-def _train_and_save(classifier: Classifier, training: Images, test: Images, path: Path) -> None:
+def _train_and_save(classifier: Classifier, training: ImageSet, test: ImageSet, path: Path) -> None:
     prepare_folder(path.parent)
     device = next(classifier.parameters()).device
-    train_classifier(classifier, *(tensor.to(device) for tensor in training))
-    share = accuracy(classifier, *(tensor.to(device) for tensor in test))
+    train_classifier(classifier, training.images.to(device), training.labels.to(device))
+    share = accuracy(classifier, test.images.to(device), test.labels.to(device))
     weights = {name: weight.cpu() for name, weight in classifier.state_dict().items()}
     content = {"format_version": FORMAT_VERSION, "weights": weights, "test_accuracy": share}
     write_atomically(path, lambda file: torch.save(content, file))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from utils.data import Images, to_unit_range
+from utils.data import ImageSet, to_unit_range
 from utils.errors import InputError
 from utils.evaluation.classifier import NUM_FEATURES, load_classifier
 from utils.process.randomness import seed_of
@@ -34,7 +34,7 @@ class Extractor:
     extract: Callable[[Tensor], Features]
 
 
-def classifier_features(name: str, training: Images, test: Images, device: torch.device) -> Extractor:
+def classifier_features(name: str, training: ImageSet, test: ImageSet, device: torch.device) -> Extractor:
     """The features of a small classifier of the data set of that name: see utils/evaluation/classifier.py."""
     classifier, name = load_classifier(name, training, test, device)
 
@@ -45,7 +45,7 @@ def classifier_features(name: str, training: Images, test: Images, device: torch
     return Extractor(name, NUM_FEATURES, classifier.head.out_features, extract)
 
 
-def inception_features(_name: str, _training: Images, _test: Images, device: torch.device) -> Extractor:
+def inception_features(_name: str, _training: ImageSet, _test: ImageSet, device: torch.device) -> Extractor:
     """The features of Inception v3 that FID is usually reported with; grey images become grey colours.
 
     Raises:

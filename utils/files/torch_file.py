@@ -21,8 +21,11 @@ MOST_METADATA_BYTES, MOST_VALUES, DEEPEST, LONGEST_TEXT = 2**21, 50_000, 8, 4096
 DTYPES = {torch.float32, torch.int64}
 
 
-def read_torch_file(path: Path, keys: set[str], what: str, format_version: int) -> dict[str, Any]:
-    """Reads a dictionary of just these keys, of plain values and tensors, from a file of torch.save, on the CPU.
+def read_torch_file(path: Path, keys_of: dict[int, set[str]], what: str) -> dict[str, Any]:
+    """Reads a dictionary of plain values and tensors from a file of torch.save, on the CPU.
+
+    Args:
+        keys_of: the keys that it must have, by format version; other versions are refused.
 
     Raises:
         InputError: there is none, it is truncated, damaged or something else, or of another format version.
@@ -41,12 +44,12 @@ def read_torch_file(path: Path, keys: set[str], what: str, format_version: int) 
         ) from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise InputError(f"{path}: not {what} of this project")
-    if content.keys() != keys | {"format_version"}:
+    version = content.pop("format_version")
+    if content.keys() not in keys_of.values():
         raise InputError(f"{path}: not {what} of this project")
-    if content["format_version"] != format_version:
-        raise InputError(
-            f"{path}: of format version {content['format_version']!s:.20}; this code reads {format_version}"
-        )
+    if type(version) is not int or keys_of.get(version) != content.keys():
+        known = " and ".join(map(str, keys_of))
+        raise InputError(f"{path}: of format version {version!s:.20}; this code reads {known}")
     return content
 
 

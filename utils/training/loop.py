@@ -125,7 +125,8 @@ class TrainingLoop:
         if not run.has_checkpoint(step):
             self._draw()
             path, weights = run.checkpoint_path(step), self.trainer.ema.state_dict()
-            save_checkpoint(path, weights, config=self.config, step=step, sampling_steps=run.sampling_steps)
+            about = {"step": step, "sampling_steps": run.sampling_steps, "trained_on": run.trained_on}
+            save_checkpoint(path, weights, config=self.config, **about)
             tqdm.write(f"wrote {path} and its sample")
         self._log_seconds()
         self._begin_interval()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError, model_validator
 
-from utils.checkpoints import Checkpoint
+from utils.checkpoints import Checkpoint, TrainedOn
 from utils.config import Config, Count, NonNegativeInt, Section, differences, explain, flatten
 from utils.errors import InputError
 from utils.files import delete_files, exists, find_files, locked, read_torch_file, remove_if_empty, write_atomically
@@ -70,6 +70,7 @@ class Run:
         identity: the settings that must be the same for the run to be continued.
         state: what the last process saved in the folder, None before anything has been saved.
         sampling_steps: what the model is distilled for, None for an undistilled model.
+        trained_on: the images, None until `require_data` has been asked.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class Run:
     num_steps: int
     state: dict[str, Any] | None
     sampling_steps: int | None
+    trained_on: TrainedOn | None = None
 
     @classmethod
     def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
@@ -126,7 +128,7 @@ class Run:
                     "another --output_dir leaves it alone (train.py can begin with its weights), --restart deletes it"
                 )
             return cls(folder, identity, num_steps, None, sampling_steps)
-        state = read_torch_file(path, STATE_KEYS, "a training state", STATE_VERSION)
+        state = read_torch_file(path, {STATE_VERSION: STATE_KEYS}, "a training state")
         try:
             Header.model_validate({key: state[key] for key in Header.model_fields})
         except ValidationError as error:
@@ -146,19 +148,20 @@ class Run:
         _require_num_steps(path, state, num_steps, may_grow)
         return cls(folder, identity, num_steps, state, sampling_steps)
 
-    def require_data(self, data_hash: str) -> None:
+    def require_data(self, data: TrainedOn) -> None:
         """Refuses other images or classes than those that the run began with.
 
         Raises:
             InputError: they are others.
         """
         before = self.state and self.state["identity"].get("data_hash")
-        if before not in (None, data_hash):
+        if before not in (None, data.data_hash):
             raise InputError(
                 f"{self.state_path}: the images or their classes have changed since: a picture or a folder more or "
                 f"less, or other pixels; {KEEP}"
             )
-        self.identity["data_hash"] = data_hash
+        self.identity["data_hash"] = data.data_hash
+        self.trained_on = data
 
     @property
     def previous_compute(self) -> dict[str, Any] | None:
