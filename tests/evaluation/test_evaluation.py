@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import torch
 from test_sampling import lesson
 from tqdm import tqdm
@@ -130,3 +132,11 @@ def test_other_test_images_are_another_reference(tmp_path):
     other = evaluation(tmp_path, training_images=255 - before.training_images)
     assert other.results.find(other.key(TRAINING_IMAGES)) is None
     assert other.results.find(other.key(teacher)) is not None
+
+
+def test_where_the_gpu_knows_no_float64_scores_are_computed_on_the_cpu(tmp_path):
+    """Apple's, which is not at hand: a device of its name, to which nothing can be moved."""
+    evaluated = evaluation(tmp_path, compute=SimpleNamespace(device=SimpleNamespace(type="mps")))
+    evaluated._extract = lambda *_: iter([PIXELS.extract(evaluated.test_images)])
+    assert evaluated._metrics.fid.device.type == evaluated._metrics.kid.device.type == "cpu"
+    assert evaluated._metrics.fid.real_features_sum.dtype == torch.float64
