@@ -21,7 +21,8 @@ from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import DISTILLATION_PASSES, Compute
 from utils.config import Config, load_config
-from utils.data import ImageData, load_data
+from utils.data.batches import ImageData
+from utils.data.load import load_data
 from utils.errors import InputError
 from utils.files import prepare_folder
 from utils.process.timing import Stopwatch

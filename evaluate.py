@@ -22,7 +22,7 @@ from utils import cli
 from utils.checkpoints import load_checkpoint
 from utils.compute import FORWARD_PASSES, Compute
 from utils.config import Config, load_config
-from utils.data import load_images, require_num_classes
+from utils.data.load import load_images, require_num_classes, require_same_classes
 from utils.errors import InputError
 from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
 from utils.evaluation.metrics import EXTRACTORS
@@ -145,6 +145,7 @@ def main() -> None:
     folder = arguments.output_dir or Path("output", "evaluation", name)
     Results(folder / "results.json")  # is refused before anything is written
     test, training = load_images(config.data, test=True), load_images(config.data)
+    require_same_classes(test, training)
     require_num_classes(training, config)
     teacher.require_same_classes(training.class_names)
     if arguments.num_samples > len(training.images):

@@ -19,7 +19,7 @@ from utils import cli
 from utils.checkpoints import build_model, load_checkpoint
 from utils.compute import TRAINING_PASSES, Compute
 from utils.config import load_config
-from utils.data import load_data
+from utils.data.load import load_data
 from utils.process.timing import Stopwatch
 from utils.training.log import table
 from utils.training.loop import TrainingLoop

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+from PIL import ImageColor
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -26,12 +27,22 @@ from utils.errors import InputError
 from utils.files import read_yaml
 from utils.process.distributed import on_rank_zero
 
+
+def _is_colour(text: str) -> str:
+    try:
+        ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ValueError(f"should be a colour, such as black or '#ff8000', not {text!r}") from error
+    return text
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**31)]  # what a tensor can have of anything
 Size = Annotated[int, Field(gt=0, le=8192)]  # a wider network would fit nowhere; one of a checkpoint may be a trap
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
+Colour = Annotated[str, Field(max_length=100), AfterValidator(_is_colour)]
 Logsnr = Annotated[float, Field(ge=-60, le=60)]  # beyond, exp(logsnr) meets the limits of float32
 
 
@@ -50,6 +61,8 @@ class Data(Section):
     image_size: Size
     num_channels: Literal[1, 3]
     random_flip: bool = False
+    background: Colour = "white"
+    most_broken: Fraction = 0.01
 
 
 class Network(Section):

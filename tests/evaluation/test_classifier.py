@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils.data import ImageSet, content_hash
+from utils.data.image_set import ImageSet, content_hash
 from utils.errors import InputError
 from utils.evaluation import classifier
 from utils.evaluation.classifier import load_classifier
@@ -20,7 +20,7 @@ def shapes(count: int, seed: int) -> ImageSet:
     for image, label, place in zip(images, labels, places, strict=True):
         image[0, place] += 150 * (1 - label).byte()
         image[0, :, place] += 150 * label.byte()
-    return ImageSet(images, labels, ["across", "upright"])
+    return ImageSet.in_memory(images, labels, ["across", "upright"])
 
 
 @pytest.fixture(autouse=True)
@@ -92,4 +92,4 @@ def test_other_weights_have_another_name(cache):
 def test_one_class_is_none():
     data = shapes(8, 0)
     with pytest.raises(InputError, match="has no classes"):
-        load_classifier("shapes", replace(data, labels=0 * data.labels), data, CPU)
+        load_classifier("shapes", replace(data, labels=0 * data.labels, class_names=[]), data, CPU)

@@ -5,7 +5,8 @@ import torch
 from conftest import ROOT
 
 from utils.config import Data
-from utils.data import load_images, to_unit_range
+from utils.data.image_set import to_unit_range
+from utils.data.load import load_images
 from utils.errors import InputError
 from utils.evaluation import classifier, metrics
 from utils.evaluation.classifier import Classifier, train_classifier

@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.data import ImageSet, content_hash, to_unit_range
+from utils.data.image_set import ImageSet, content_hash, to_unit_range
 from utils.errors import InputError
-from utils.files import exists, prepare_folder, read_torch_file, write_atomically
+from utils.files import CACHE, exists, prepare_folder, read_torch_file, write_atomically
 from utils.files.torch_file import require_like
 from utils.process.distributed import on_rank_zero
 from utils.process.randomness import seed_of
 
 FORMAT_VERSION = 1
-CACHE = Path("data/cache")
 NUM_FEATURES = 128
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 256, 1e-2  # at least 99% of MNIST's test images, within two minutes on two cores
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import Compute
 from utils.config import Config
-from utils.data import content_hash
+from utils.data.image_set import content_hash
 from utils.evaluation.metrics import Extractor, Features, QualityMetrics
 from utils.evaluation.results import Results
 from utils.files import sha256

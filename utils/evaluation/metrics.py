@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from utils.data import ImageSet, to_unit_range
+from utils.data.image_set import ImageSet, to_unit_range
 from utils.errors import InputError
 from utils.evaluation.classifier import NUM_FEATURES, load_classifier
 from utils.process.randomness import seed_of

@@ -13,6 +13,8 @@ from pathlib import Path
 from utils.files import disk, torch_file, yaml_file
 from utils.process.distributed import on_rank_zero
 
+CACHE = Path("data/cache")  # what can be made again
+
 read_yaml = on_rank_zero(yaml_file.read_yaml)
 read_torch_file = on_rank_zero(torch_file.read_torch_file)
 read_if_there = on_rank_zero(disk.read_if_there)
@@ -27,8 +29,8 @@ sha256 = on_rank_zero(disk.sha256)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Makes the folder, and keeps other runs from writing there: see `disk.locked`."""
     with ExitStack() as held:
-        on_rank_zero(lambda: held.enter_context(disk.locked(folder)))()
+        on_rank_zero(lambda: held.enter_context(disk.locked(folder, wait=wait)))()
         yield

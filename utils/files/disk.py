@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from utils.errors import InputError
 
@@ -128,8 +128,10 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Makes the folder, and keeps other runs from writing there; the lock ends with the process, however that ends.
+
+    With `wait`, waits until a run that has the lock has ended, or let it go.
 
     Raises:
         InputError: another run has it, or the folder cannot be written to.
@@ -138,15 +140,24 @@ def locked(folder: Path) -> Iterator[None]:
     with ExitStack() as opened:
         try:
             file = opened.enter_context(open(folder / LOCK_NAME, "w"))
-            if fcntl:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{folder}: another process is writing there; wait, or choose another folder") from error
+            _lock(file, folder, wait)
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise _cannot_be_written(folder / LOCK_NAME, error) from error
             print(f"{folder}: this disk knows no locks: see to it that no other run writes there")
         yield
+
+
+def _lock(file: TextIO, folder: Path, wait: bool) -> None:
+    if not fcntl:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if not wait:
+            raise InputError(f"{folder}: another process is writing there; wait, or choose another folder") from error
+        print(f"{folder}: another process is writing there; waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def prepare_folder(folder: Path) -> None:

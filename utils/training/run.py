@@ -26,7 +26,15 @@ STATE_VERSION = 3
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
 
 # Keys that do not change the weights: the run goes on when they differ. The paths only name a file in a message.
-WITHOUT_EFFECT = {"compile", "data.root", "data.test_root", "data_hash", "teacher_path"}
+WITHOUT_EFFECT = {
+    "compile",
+    "data.root",
+    "data.test_root",
+    "data.background",
+    "data.most_broken",
+    "data_hash",
+    "teacher_path",
+}
 WITHOUT_EFFECT |= {
     f"{section}.{key}"
     for section in ("training", "distillation")

@@ -5,7 +5,6 @@ import pickle
 import shutil
 import struct
 import tarfile
-from collections import Counter
 from urllib.error import URLError
 
 import numpy as np
@@ -15,7 +14,8 @@ from conftest import ROOT
 from torchvision import datasets
 
 from utils.config import Config, Data
-from utils.data import ImageData, ImageSet, _epochs, load_data, load_images
+from utils.data.batches import ImageData
+from utils.data.load import load_data, load_images
 from utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -46,51 +46,6 @@ def test_colour_and_classes():
     assert data.labels[:5].tolist() == [5, 0, 4, 1, 9]
     with pytest.raises(InputError, match=r"network.num_classes: 7, but MNIST has 10 classes"):
         load(num_classes=7, image_size=8)
-
-
-def numbered(count: int, seed: int = 0, random_flip: bool = False) -> ImageData:
-    """Images that are all of one value, their own index, but for a brighter left column."""
-    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 2, 2)
-    images[..., 0] += 100
-    data = ImageSet(images, torch.zeros(count, dtype=torch.long), [])
-    return ImageData(data, with_classes=False, seed=seed, random_flip=random_flip)
-
-
-def indices(data: ImageData, step: int, batch_size: int) -> list[int]:
-    x, _ = data.batch(range(step * batch_size, (step + 1) * batch_size))
-    return ((x[:, 0, 0, 1] + 1) * 127.5).round().int().tolist()
-
-
-def test_every_image_once_an_epoch_in_an_order_of_the_seed():
-    data = numbered(10)
-    drawn = [i for step in range(10) for i in indices(data, step, 4)]
-    for epoch in range(4):
-        assert sorted(drawn[10 * epoch : 10 * epoch + 10]) == list(range(10))
-    assert drawn[:10] != drawn[10:20]
-    assert indices(data, 7, 4) == drawn[28:32]  # a step's place in the data needs no memory
-    assert [i for step in range(10) for i in indices(numbered(10, seed=1), step, 4)] != drawn
-    assert sorted(Counter(indices(numbered(3), 0, 8)).values()) == [2, 3, 3]  # a batch larger than the data
-
-
-def test_epochs_join_without_a_gap():
-    assert _epochs(7, 12, 5) == [(1, 2, 5), (2, 0, 5), (3, 0, 4)]
-
-
-def test_range_is_minus_one_to_one():
-    data = ImageSet(
-        torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None], torch.zeros(2, dtype=torch.long), []
-    )
-    data = ImageData(data, with_classes=False, seed=0, random_flip=False)
-    assert sorted(data.batch(range(2))[0].flatten().tolist()) == [-1.0, 1.0]
-
-
-def test_random_flip_mirrors_about_half():
-    data = numbered(100, random_flip=True)
-    x, _ = data.batch(range(100))
-    flipped = (x[:, 0, 0, 0] < x[:, 0, 0, 1]).sum().item()
-    assert 30 < flipped < 70
-    assert torch.equal(x[:, :, 0], x[:, :, 1])
-    assert torch.equal(data.batch(range(30, 50))[0], x[30:50])  # the same, whatever it is drawn with
 
 
 def test_a_torn_unpacking_is_mended(tmp_path):

@@ -1,0 +1,210 @@
+"""Folders that are prepared once, whatever happens on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from test_folder import write_image
+
+from utils.config import Data
+from utils.data import prepared
+from utils.data.image_set import ImageSet, content_hash
+from utils.data.prepared import load_folder
+from utils.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "CACHE", tmp_path / "cache")
+    return prepared.CACHE
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    for i in range(8):
+        write_image(tmp_path / f"pictures/{'cats' if i % 2 else 'dogs'}/{i}.png", 8, 8, i)
+    return tmp_path / "pictures"
+
+
+def load(root: Path, **changes) -> ImageSet:
+    settings = {"name": "folder", "root": str(root), "image_size": 8, "num_channels": 1} | changes
+    return load_folder(root, "data.root", Data.model_validate(settings))
+
+
+def values(data: ImageSet) -> list[int]:
+    return data.images[:, 0, 0, 0].tolist()
+
+
+def decoded_again(*_) -> None:
+    raise AssertionError("decoded again")
+
+
+def test_what_has_been_prepared_is_mapped_and_not_decoded_again(root, cache, monkeypatch):
+    first = load(root)
+    assert values(first) == [1, 3, 5, 7, 0, 2, 4, 6] and first.labels.tolist() == [0] * 4 + [1] * 4
+    assert first.class_names == ["cats", "dogs"] and first.hash == content_hash(first.images, first.labels)
+    monkeypatch.setattr(prepared, "read_picture", decoded_again)
+    again = load(root)
+    assert torch.equal(again.images, first.images) and again.hash == first.hash
+    again.let_go()
+    assert torch.equal(again.images, first.images)
+    again.images[0] = 9  # reaches no other process
+    assert values(load(root))[0] == 1
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".json", ".uint8"]
+
+
+def test_what_changes_is_prepared_anew_in_place_of_the_old(root, cache):
+    before = load(root)
+    for change in (
+        lambda: write_image(root / "cats/9.png", 8, 8, 9),
+        lambda: (root / "cats/9.png").rename(root / "dogs/9.png"),
+        lambda: write_image(root / "dogs/9.png", 8, 8, 10),
+        lambda: (root / "dogs/9.png").unlink(),
+    ):
+        change()
+        data = load(root)
+        assert data.hash != before.hash and len(list(cache.glob("*.uint8"))) == len(list(cache.glob("*.json"))) == 1
+        before = data
+    load(root, image_size=4)
+    load(root, background="red")
+    assert len(list(cache.glob("*.uint8"))) == 3  # of other settings, beside it
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "no index", "other files' index", "no JSON", "other types"])
+def test_what_is_not_whole_or_belongs_to_other_files_is_made_anew(root, cache, damage):
+    expected = values(load(root))
+    (images,), (index,) = cache.glob("*.uint8"), cache.glob("*.json")
+    content = json.loads(index.read_text())
+    {
+        "cut": lambda: os.truncate(images, 100),
+        "gone": images.unlink,
+        "no index": index.unlink,
+        "other files' index": lambda: index.write_text(json.dumps(content | {"identity": "other"})),
+        "no JSON": lambda: index.write_text(index.read_text()[:-5]),
+        "other types": lambda: index.write_text(json.dumps(content | {"classes": [8]})),
+    }[damage]()
+    assert values(load(root)) == expected
+
+
+def test_a_few_broken_pictures_are_named_and_left_out(root, capsys):
+    for i in range(3):
+        (root / f"cats/broken{i}.png").write_bytes(b"no picture")
+    data = load(root, most_broken=0.3)
+    assert values(data) == [1, 3, 5, 7, 0, 2, 4, 6] and data.labels.tolist() == [0] * 4 + [1] * 4
+    said = capsys.readouterr().out
+    assert f"3 left out: {root}/cats/broken0.png: not an image that can be read" in said and "broken2.png" in said
+    assert "8 pictures in 2 classes: 0 cats, 1 dogs" in said
+    for _ in range(2):  # prepared or not
+        with pytest.raises(
+            InputError, match=r"broken2.png: .*3 of 11 pictures, more than data.most_broken allows: 0.2"
+        ):
+            load(root, most_broken=0.2)
+
+
+def test_workers_decode_what_one_process_does(root, monkeypatch):
+    for i in range(100):
+        write_image(root / f"birds/{i:03}.png", 10 + i, 40, i)
+    (root / "birds/050.png").write_bytes(b"no picture")
+    alone = load(root)
+    monkeypatch.setattr(prepared, "FEW_PICTURES", 10)
+    monkeypatch.setattr(prepared, "VERSION", 99)
+    parallel = load(root)
+    assert torch.equal(parallel.images, alone.images) and torch.equal(parallel.labels, alone.labels)
+    assert values(parallel)[50] == 51
+
+
+def test_names_in_any_script_and_names_that_are_no_text(tmp_path, capsys):
+    names = ["Ärger/ß.PNG", "猫/一.png", "кот/два.Png"]
+    for i, name in enumerate(names):
+        write_image(tmp_path / "pictures" / name, value=i)
+    odd = os.fsencode(tmp_path / "pictures") + b"/\xff\xfe"
+    os.mkdir(odd)
+    (tmp_path / "pictures" / names[0]).replace(os.fsdecode(odd + b"/\xff.png"))
+    data = load(tmp_path / "pictures")
+    assert data.class_names == ["кот", "猫", "\ufffd\ufffd"] and values(data) == [2, 1, 0]
+    assert "2 \ufffd\ufffd" in capsys.readouterr().out
+
+
+def test_links_out_of_the_folder_are_not_followed(root, tmp_path, capsys):
+    write_image(tmp_path / "secret/1.png", value=77)
+    (root / "cats/away.png").symlink_to(tmp_path / "secret/1.png")
+    (root / "cats/nowhere.png").symlink_to(tmp_path / "nowhere.png")
+    (root / "birds").symlink_to(tmp_path / "secret")
+    (root / "cats/within.png").symlink_to(root / "cats/1.png")
+    data = load(root)
+    assert values(data) == [1, 3, 5, 7, 1, 0, 2, 4, 6] and data.class_names == ["cats", "dogs"]
+    assert "skipped, no pictures: 3 links" in capsys.readouterr().out
+
+
+def test_what_real_folders_hold(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(folder / "a.jpg", quality=95)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 10, 200, 30])
+    palette.save(folder / "b.png")
+    palette.save(folder / "c.png", transparency=1)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(
+        folder / "d.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), (200, 0, 0))]
+    )
+    Image.fromarray(np.full((8, 8), 32896, np.uint16)).save(folder / "e.png")
+    data = load(folder, num_channels=3, background="#0000ff")
+    assert data.images[0, :, 4, 4].tolist() == pytest.approx([255, 0, 0], abs=3)
+    assert data.images[1:, :, 4, 4].tolist() == [[10, 200, 30], [0, 0, 255], [1, 2, 3], [128, 128, 128]]
+
+
+def test_a_large_photo_is_read_at_a_fraction_of_its_size(tmp_path):
+    """And looks the same, to two greys, as the whole read and resized."""
+    ramp = torch.linspace(0, 255, 1024).byte().expand(3, 1024, 1024)
+    Image.fromarray(ramp.permute(1, 2, 0).numpy()).save(tmp_path / "a.jpg", quality=95)
+    small = prepared.read_picture(tmp_path / "a.jpg", 3, at_least=64)
+    assert small.shape == (3, 128, 128)
+    whole = prepared.read_picture(tmp_path / "a.jpg", 3)
+    assert (prepared.fit(small[None], 32, 3).int() - prepared.fit(whole[None], 32, 3).int()).abs().max() <= 2
+
+
+PREPARE = """
+import sys
+from pathlib import Path
+from utils.config import Data
+from utils.data import prepared
+prepared.FEW_PICTURES = 0
+settings = Data(name="folder", root="pictures", image_size=8, num_channels=1)
+print(prepared.load_folder(Path("pictures"), "data.root", settings).hash)
+"""
+
+
+def prepare(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", PREPARE],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_kill_leaves_nothing_half_and_two_at_once_prepare_it_once(root, tmp_path):
+    for i in range(300):
+        write_image(root / f"birds/{i}.png", 300, 300, i % 256)
+    killed, cache = prepare(tmp_path), tmp_path / "data/cache"
+    while not list(cache.glob(".*.uint8.tmp")):
+        assert killed.poll() is None
+        time.sleep(0.002)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not list(cache.glob("*.uint8"))
+    said = [process.communicate()[0] for process in (prepare(tmp_path), prepare(tmp_path))]
+    assert said[0].splitlines()[-1] == said[1].splitlines()[-1] == load(root).hash
+    assert sum("waiting for it" in text for text in said) <= 1
+    assert len(list(cache.glob("*.uint8"))) == 1 and not list(cache.glob(".*.tmp"))

@@ -1,0 +1,84 @@
+"""The training images in batches, in an order that is shuffled anew each epoch."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from utils.checkpoints import TrainedOn
+from utils.data.image_set import ImageSet, to_unit_range
+from utils.process.randomness import seed_of
+
+MOST_CLASS_NAMES = 10_000  # that checkpoints keep: some sets have a class for each of a million people
+
+
+class ImageData:
+    """The training images, and their classes if the model is told them, in an order that is shuffled each epoch.
+
+    Attributes:
+        description: what checkpoints keep of them.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        *,
+        with_classes: bool,
+        seed: int,
+        random_flip: bool,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
+    ):
+        class_names = data.class_names if with_classes and len(data.class_names) <= MOST_CLASS_NAMES else []
+        self.description = TrainedOn(data_hash=data.hash, class_names=class_names)
+        # Mapped images stay where they are; others are moved whole, so that no step waits for them.
+        self.images, self.let_go = data.images if data.let_go else data.images.to(device), data.let_go
+        self.labels = data.labels.to(device) if with_classes else None
+        self.seed, self.random_flip, self.device = seed, random_flip, device
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, examples: range, shuffle: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The training examples of these numbers, which count on from epoch to epoch; a function of them alone.
+
+        Each `shuffle` is another sequence of shuffles, so that students of few steps do not all see the same images.
+
+        Returns:
+            Images [B, C, H, W] in [-1, 1], and classes [B] or None.
+        """
+        pieces = []
+        for epoch, begin, end in _epochs(examples.start, len(examples), len(self)):
+            order, flips = _shuffled(len(self), self.seed, shuffle, epoch)
+            pieces.append((order[begin:end], flips[begin:end]))
+        indices, flip = (torch.cat(part) for part in zip(*pieces, strict=True))
+        x = to_unit_range(self._move(self.images[self._move(indices, self.images.device)]))
+        if self.let_go:
+            self.let_go()
+        if self.random_flip:
+            x = torch.where(self._move(flip)[:, None, None, None], x.flip(-1), x)
+        return x, None if self.labels is None else self.labels[self._move(indices)]
+
+    def _move(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
+        """A tensor on the device, or on another one, without waiting for a GPU."""
+        device = device or self.device
+        if device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()
+        return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
+    """(epoch, begin, end) of each piece of `count` images from number `start` on, in epochs of one length."""
+    pieces = []
+    while count:
+        epoch, begin = divmod(start, length)
+        end = min(begin + count, length)
+        pieces.append((epoch, begin, end))
+        start, count = start + end - begin, count - (end - begin)
+    return pieces
+
+
+@lru_cache(maxsize=2)
+def _shuffled(length: int, seed: int, shuffle: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """The order of the images in an epoch, and for each place whether a random flip mirrors its image."""
+    generator = torch.Generator().manual_seed(seed_of("epoch", seed, shuffle, index=epoch))
+    return torch.randperm(length, generator=generator), torch.rand(length, generator=generator) < 0.5

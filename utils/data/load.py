@@ -1,0 +1,106 @@
+"""The training and test images that a configuration names."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from utils.config import Config
+from utils.config import Data as DataSettings
+from utils.data.batches import ImageData
+from utils.data.folder import MOST_NAMES
+from utils.data.image_set import ImageSet, fit
+from utils.data.prepared import load_folder
+from utils.errors import InputError
+from utils.files import remove_if_empty
+from utils.process.distributed import rank_zero_first
+
+TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
+
+
+def load_data(config: Config, device: torch.device) -> ImageData:
+    """The training images that a configuration names, in its size and channels, on the device.
+
+    Their classes come with them if the configuration has classes.
+
+    Raises:
+        InputError: the data are missing and cannot be fetched, or have other classes than the configuration says.
+    """
+    settings = config.data
+    data = load_images(settings)
+    require_num_classes(data, config)
+    with_classes = config.network.num_classes > 0
+    return ImageData(data, with_classes=with_classes, seed=config.seed, random_flip=settings.random_flip, device=device)
+
+
+def require_num_classes(data: ImageSet, config: Config) -> None:
+    """Refuses a network with another number of classes than the data, unless it has none.
+
+    Raises:
+        InputError: naming both numbers.
+    """
+    num_classes, found = config.network.num_classes, data.num_classes
+    if num_classes == found == 1:
+        raise InputError(f"network.num_classes: 1, but {config.data.name} has no classes to tell apart; it should be 0")
+    if num_classes and found != num_classes:
+        raise InputError(
+            f"network.num_classes: {num_classes}, but {config.data.name} has {found} "
+            f"{'classes' if found > 1 else 'class'}; 0 is a network that is not told the class"
+        )
+
+
+@rank_zero_first
+def load_images(settings: DataSettings, *, test: bool = False) -> ImageSet:
+    """The training or test images of a data set, in its size and channels, and their classes.
+
+    Raises:
+        InputError: they are missing and cannot be fetched, or a folder has no test images.
+    """
+    root = Path(settings.root).expanduser()
+    if settings.name != "folder":
+        images, labels, class_names = _read_torchvision(settings.name, root, test)
+        return ImageSet.in_memory(fit(images, settings.image_size, settings.num_channels), labels, class_names)
+    if test and settings.test_root is None:
+        raise InputError("data.test_root: missing; needed here: a folder of images like those of data.root")
+    if test:
+        return load_folder(Path(settings.test_root).expanduser(), "data.test_root", settings)
+    return load_folder(root, "data.root", settings)
+
+
+def require_same_classes(test: ImageSet, training: ImageSet) -> None:
+    """Refuses test images of other classes than the training images, as two folders may have.
+
+    Raises:
+        InputError: naming those that only one of them has.
+    """
+    for names, others, where in (
+        (training.class_names, test.class_names, "data.test_root has no pictures of"),
+        (test.class_names, training.class_names, "data.root has no pictures of"),
+    ):
+        if missing := sorted(set(names) - set(others)):
+            raise InputError(f"{where} {', '.join(missing[:MOST_NAMES])}, a class of the other; they should be alike")
+
+
+def _read_torchvision(name: str, root: Path, test: bool) -> tuple[Tensor, Tensor, list[str]]:
+    """The parts of an `ImageSet`, in torchvision's own size and channels; downloaded if they are missing."""
+    dataset_class, there = TORCHVISION[name], root.exists()
+    try:
+        try:
+            dataset = dataset_class(root, train=not test, download=True)
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            # A kill in the midst of unpacking leaves a piece of a file, which torchvision takes for the whole.
+            for packed in Path(root, name, "raw").glob("*-ubyte.gz"):
+                packed.with_suffix("").unlink(missing_ok=True)
+            dataset = dataset_class(root, train=not test, download=True)
+    except (OSError, RuntimeError) as error:
+        for folder in (root / name / "raw", root / name, *([] if there else [root])):  # which torchvision made
+            remove_if_empty(folder)
+        raise InputError(
+            f"data.root: {root.absolute()}: {name} is not there and cannot be fetched: "
+            f"{' '.join(str(error).split()):.200}; a relative data.root begins in the current folder"
+        ) from error
+    images = torch.as_tensor(dataset.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    class_names = [name.partition(" - ")[0] for name in dataset.classes]  # MNIST's are "0 - zero", ...
+    return images, torch.as_tensor(dataset.targets), class_names
