@@ -16,7 +16,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.diffusion import distillation_loss, stratified
+from models.diffusion import Diffusion, conversion_loss, distillation_loss, stratified
+from models.guidance import guided, random_scales
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import DISTILLATION_PASSES, Compute
@@ -28,7 +29,7 @@ from utils.files import prepare_folder
 from utils.process.timing import Stopwatch
 from utils.training.log import table
 from utils.training.loop import TrainingLoop
-from utils.training.run import Run, delete_students, require_same_students
+from utils.training.run import CONVERSION_NAME, Run, delete_students, require_same_students
 from utils.training.trainer import Trainer, require_image_for_each_rank
 
 
@@ -64,6 +65,49 @@ def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
     return [initial_sampling_steps // 2**k for k in range(iterations)]
 
 
+def require_guidance_to_learn(teacher: Checkpoint, scales: list[float] | None) -> None:
+    """Refuses a teacher that cannot teach these guidance scales.
+
+    Raises:
+        InputError: it does not know them, or was distilled for others.
+    """
+    if scales and teacher.guidance and scales != teacher.guidance:
+        raise InputError(f"distillation.guidance: {scales}, but {teacher.path} was distilled for {teacher.guidance}")
+    for scale in scales or ():
+        teacher.require_guidance(scale)
+
+
+def students_trainer(student: Diffusion, run: Run, config: Config, compute: Compute, learning_rate: float) -> Trainer:
+    """Trains a student with a learning rate that is annealed to 0."""
+    return Trainer(
+        student,
+        config.distillation,
+        compute,
+        learning_rate=lambda step: learning_rate * (1 - step / run.num_steps),
+        seed=config.seed,
+        sampling_steps=run.sampling_steps,
+    )
+
+
+def convert(
+    teacher_checkpoint: Checkpoint, run: Run, config: Config, data: ImageData, compute: Compute, stopwatch: Stopwatch
+) -> None:
+    """Algorithm 1 of Meng et al. 2022: the student, given the guidance scale, learns what its teacher says with it."""
+    settings = config.distillation
+    teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
+    student = teacher_checkpoint.model(compute.device, takes_guidance=True)  # begins as its teacher
+    trainer = students_trainer(student, run, config, compute, settings.conversion_learning_rate)
+
+    def losses(examples: range, t: Tensor, s: Tensor) -> Tensor:
+        x, label = data.batch(examples)
+        eps = trainer.noise(examples, x)
+        return conversion_loss(guided(trainer.model, s), guided(teacher, s), x, eps, t, settings.loss_weighting, label)
+
+    for _ in TrainingLoop(run, trainer, config, stopwatch, "conversion"):
+        t = stratified(settings.batch_size)
+        trainer.take_step(losses, t, random_scales(run.guidance, settings.batch_size))
+
+
 def distill(
     teacher_checkpoint: Checkpoint, run: Run, config: Config, data: ImageData, compute: Compute, stopwatch: Stopwatch
 ) -> None:
@@ -71,20 +115,17 @@ def distill(
     settings, n = config.distillation, run.sampling_steps
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
     student = teacher_checkpoint.model(compute.device)  # the student begins as its teacher; neither has dropout
+    trainer = students_trainer(student, run, config, compute, settings.initial_learning_rate(n))
 
-    def learning_rate(step: int) -> float:
-        return settings.initial_learning_rate(n) * (1 - step / run.num_steps)  # annealed to 0
-
-    trainer = Trainer(student, settings, compute, learning_rate=learning_rate, seed=config.seed, sampling_steps=n)
-
-    def losses(examples: range, i: Tensor) -> Tensor:
+    def losses(examples: range, i: Tensor, s: Tensor | None) -> Tensor:
         x, label = data.batch(examples, shuffle=n)
         eps = trainer.noise(examples, x)
-        return distillation_loss(trainer.model, teacher, x, eps, i, n, settings.loss_weighting, label)
+        student_s, teacher_s = guided(trainer.model, s), guided(teacher, s)
+        return distillation_loss(student_s, teacher_s, x, eps, i, n, settings.loss_weighting, label)
 
     for _ in TrainingLoop(run, trainer, config, stopwatch, f"{2 * n} -> {n}"):
         i = 1 + (stratified(settings.batch_size) * n).long()  # t = i/N, i in {1, ..., N}
-        trainer.take_step(losses, i)
+        trainer.take_step(losses, i, random_scales(run.guidance, settings.batch_size))
 
 
 def main() -> None:
@@ -99,15 +140,21 @@ def main() -> None:
     teacher = load_checkpoint(arguments.teacher_model_checkpoint)
     teacher.require_same_model(config, arguments.config_path)
     teacher.require_teacher_of(students[0])
+    require_guidance_to_learn(teacher, settings.guidance)
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
     if not arguments.restart:
         require_same_students(folder, students)
-    folders = [folder / f"{iteration}_{sampling_steps}" for iteration, sampling_steps in enumerate(students, start=1)]
+    stages = [(folder / f"{iteration}_{n}", n) for iteration, n in enumerate(students, start=1)]
+    if settings.guidance and not teacher.guidance:
+        stages.insert(0, (folder / CONVERSION_NAME, None))
     passes = DISTILLATION_PASSES * settings.batch_size * sum(map(settings.num_training_steps, students))
     data = None  # until there is something to do
 
-    for student_folder, sampling_steps in zip(folders, students, strict=True):
-        run = Run.of_student(student_folder, config, teacher, sampling_steps, restart=arguments.restart)
+    for stage_folder, n in stages:
+        if n is None:
+            run = Run.of_conversion(stage_folder, config, teacher, restart=arguments.restart)
+        else:
+            run = Run.of_student(stage_folder, config, teacher, n, restart=arguments.restart)
         if run.finished:
             print(f"{run.folder}: finished, all {run.num_steps} steps")
         else:
@@ -122,11 +169,13 @@ def main() -> None:
             if teacher.trained_on and teacher.trained_on.data_hash != data.description.data_hash:
                 print(f"note: the images are others than those that {teacher.path} was trained on")
             compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
-            print(f"distilling on {compute}, to {sampling_steps} steps, writing to {run.folder}")
-            distill(teacher, run, config, data, compute, stopwatch)
+            what = f"guidance from {run.guidance[0]:g} to {run.guidance[1]:g}" if n is None else f"{n} steps"
+            print(f"distilling on {compute}, to {what}, writing to {run.folder}")
+            learn = convert if n is None else distill
+            learn(teacher, run, config, data, compute, stopwatch)
         teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
 
-    print(table(folders))
+    print(table(stage_folder for stage_folder, _ in stages))
     print(f"the student of {teacher.sampling_steps} steps is {teacher.path}, its samples lie beside it")
 
 

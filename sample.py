@@ -56,6 +56,20 @@ def parse_arguments() -> argparse.Namespace:
         choices=["ddim", "ancestral"],
         help="deterministic, or with noise in each step (default: sampling.sampler of the checkpoint's config)",
     )
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        nargs="+",
+        metavar="CLASS",
+        help="names or numbers of the classes to draw, in turn (default: all)",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        help="how clearly pictures should be of their class, at the cost of variety; 1: as the model was trained "
+        "(default: sampling.guidance of the checkpoint's config, where the model can)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     parser.add_argument(
         "--output",
@@ -96,6 +110,11 @@ def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]
         config = load_config(arguments.config_path)
         for checkpoint, _ in panels:
             checkpoint.require_same_model(config, arguments.config_path)
+    for checkpoint, _ in panels:
+        if arguments.guidance is not None:
+            checkpoint.require_guidance(arguments.guidance)
+        for name in arguments.classes or ():
+            checkpoint.class_number(name)
     sizes = [checkpoint.config.data.image_size for checkpoint, _ in panels]
     if len(set(sizes)) > 1:
         raise InputError(f"--compare: pictures of different sizes, {' and '.join(map(str, sizes))} pixels")
@@ -113,7 +132,10 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     config = checkpoint.config.model_copy(update={"sampling": sampling, **cli.overrides(arguments)})
     compute = Compute.choose(config, device, passes=FORWARD_PASSES * arguments.num_samples * steps, training=False)
     model = compute.for_inference(checkpoint.model(device), sampling.batch_size)
-    return draw_samples(model, config, arguments.num_samples, sampling_steps=steps, seed=arguments.seed, device=device)
+    guidance = arguments.guidance if arguments.guidance is not None else checkpoint.default_guidance
+    options = {"guidance": guidance, "seed": arguments.seed, "device": device}
+    options["classes"] = [checkpoint.class_number(name) for name in arguments.classes or ()]
+    return draw_samples(model, config, arguments.num_samples, sampling_steps=steps, **options)
 
 
 def label_of(checkpoint: Checkpoint, steps: int, panels: list[tuple[Checkpoint, int]]) -> str:

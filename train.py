@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from models.diffusion import stratified, training_loss
+from models.guidance import without_class
 from utils import cli
 from utils.checkpoints import build_model, load_checkpoint
 from utils.compute import TRAINING_PASSES, Compute
@@ -70,12 +71,15 @@ def main() -> None:
     loop = TrainingLoop(run, trainer, config, stopwatch, "training")
     print(f"training on {compute}, from step {trainer.step}, {len(data)} images, writing to {folder}")
 
-    def losses(examples: range, t: Tensor) -> Tensor:
+    def losses(examples: range, t: Tensor, dropped: Tensor) -> Tensor:
         x, label = data.batch(examples)
-        return training_loss(trainer.model, x, trainer.noise(examples, x), t, settings.loss_weighting, label)
+        eps, label = trainer.noise(examples, x), without_class(label, dropped)
+        return training_loss(trainer.model, x, eps, t, settings.loss_weighting, label)
 
     for _ in loop:  # which has seeded what is drawn here with the number of the step
-        trainer.take_step(losses, stratified(settings.batch_size))
+        t = stratified(settings.batch_size)
+        dropped = torch.rand(settings.batch_size) < settings.class_dropout
+        trainer.take_step(losses, t, dropped)
 
     print(f"{table([folder])}\nthe model is {run.final_checkpoint}, its samples lie beside it")
 

@@ -22,6 +22,7 @@ from models.noise_schedule import NoiseSchedule
 
 Prediction = Literal["v", "eps", "x"]
 LossWeighting = Literal["v_mse", "snr", "snr_trunc", "constant"]
+NO_CLASS = -1  # in place of the number of a class
 
 
 def cast_like(value: Tensor, image: Tensor) -> Tensor:
@@ -63,16 +64,19 @@ def stratified(batch_size: int) -> Tensor:
 class Diffusion:
     """A network, the schedule that it was trained with, and what its output means.
 
-    `network(z, logsnr, label)` takes z [B, C, H, W], logsnr [B] and a class [B] or None, and returns [B, C, H, W].
+    `network(z, logsnr, label)` takes z [B, C, H, W], logsnr [B] and a class [B] or None, and returns [B, C, H, W]. One
+    that `takes_guidance` is called with the guidance scale [B] besides: see models/guidance.py.
     """
 
-    network: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    network: Callable[..., Tensor]
     schedule: NoiseSchedule
     prediction: Prediction
+    takes_guidance: bool = False
 
-    def v(self, z: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def v(self, z: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """The velocity that the network sees in z at the times t in (0, 1], whatever it predicts itself."""
-        output = self.network(z, cast_like(self.schedule.logsnr(t), z), label).to(z.dtype)
+        scale = [] if guidance is None else [cast_like(guidance, z)]
+        output = self.network(z, cast_like(self.schedule.logsnr(t), z), label, *scale).to(z.dtype)
         if self.prediction == "v":
             return output
         phi = self.schedule.angle(t)
@@ -105,6 +109,27 @@ def training_loss(
     phi = model.schedule.angle(t)
     z = add_noise(x, eps, phi)
     return weighted_mse(model.v(z, t, label), velocity(x, eps, phi), phi, weighting)
+
+
+def conversion_loss(
+    student: Diffusion,
+    teacher: Diffusion,
+    x: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    weighting: LossWeighting,
+    label: Tensor | None = None,
+) -> Tensor:
+    """The loss [B] of a student that learns to say the teacher's v in one evaluation, whatever the teacher needs.
+
+    Algorithm 1 of Meng et al. 2022 (https://arxiv.org/abs/2210.03142), where the teacher is guided. The images x in
+    [-1, 1] are noised by eps to the times t in (0, 1].
+    """
+    phi = student.schedule.angle(t)
+    z = add_noise(x, eps, phi)
+    with torch.no_grad():
+        v_target = teacher.v(z, t, label)
+    return weighted_mse(student.v(z, t, label), v_target, phi, weighting)
 
 
 def step_angles(schedule: NoiseSchedule, i: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.diffusion import NO_CLASS
 from models.noise_schedule import angle_of
+
+GUIDANCE_SCALE = 100.0  # times the guidance scale enters the sinusoids: 1 to 4 are then some turns of the fastest
 
 
 class GroupNorm(nn.GroupNorm):
@@ -155,6 +158,7 @@ class UNet(nn.Module):
         time_scale: the noise angle in [0, 1] times this enters the sinusoids. They turn slowly: with a scale of 1
             the network is hardly conditioned on the time, and the loss hardly shows it. (The authors' `inv_cos`: 1000.)
         num_classes: 0 for a network without classes.
+        takes_guidance: whether the network is given the guidance scale as well: see models/guidance.py.
 
     Attributes:
         bfloat16: whether the convolutions and the attention compute in bfloat16 (False, until it is set). All else is
@@ -177,6 +181,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         time_scale: float = 1000.0,
         num_classes: int = 0,
+        takes_guidance: bool = False,
     ):
         super().__init__()
         self.bfloat16 = False
@@ -189,6 +194,10 @@ class UNet(nn.Module):
         embedding = 4 * features
         self.embed_time = nn.Sequential(nn.Linear(features, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
+        self.embed_guidance = None
+        if takes_guidance:
+            last = zero_init(nn.Linear(embedding, embedding))  # so it begins as a network that does not look at it
+            self.embed_guidance = nn.Sequential(nn.Linear(features, embedding), nn.SiLU(), last)
 
         def stage(in_channels: int, out_channels: int, size: int) -> Stage:
             return Stage(in_channels, out_channels, embedding, dropout, num_heads, size in attention_resolutions)
@@ -228,25 +237,37 @@ class UNet(nn.Module):
         self.conv_out = zero_init(nn.Conv2d(channels, num_channels * patch_size**2, 3, padding=1))
         self.skip = zero_init(nn.Linear(embedding, num_channels))
 
-    def embed(self, logsnr: Tensor, label: Tensor | None) -> Tensor:
-        """The noise level [B] and the class [B] as one vector [B, 4 features]."""
+    def embed(self, logsnr: Tensor, label: Tensor | None, guidance: Tensor | None = None) -> Tensor:
+        """The noise level, the class and the guidance scale, each [B], as one vector [B, 4 features]."""
         position = angle_of(logsnr) / (math.pi / 2) * self.time_scale
         embedding = self.embed_time(sinusoids(position, self.features))
         if self.embed_label is not None:
-            embedding = embedding + self.embed_label(label)
+            # No class is the vector 0: what the network then makes of the noise level alone is what it learns for it.
+            known = (label != NO_CLASS)[:, None]
+            embedding = embedding + torch.where(known, self.embed_label(label.clamp(min=0)), 0)
+        if self.embed_guidance is not None:
+            embedding = embedding + self.embed_guidance(sinusoids(guidance * GUIDANCE_SCALE, self.features))
         return F.silu(embedding)
 
-    def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None) -> Tensor:
-        """z [B, C, H, W], logsnr [B] and, if the network has classes, a class [B] in [0, num_classes).
+    def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        """The network's prediction, in the shape of z.
+
+        Args:
+            z: [B, C, H, W].
+            logsnr: [B].
+            label: a class [B] in [0, num_classes), or NO_CLASS, if the network has classes.
+            guidance: the guidance scale [B], if the network takes it.
 
         Raises:
-            ValueError: the size of z cannot be halved as often as the network does, or a class is missing.
+            ValueError: the size of z cannot be halved as often as the network does, or a class or scale is missing.
         """
         if z.shape[2] % self.downsampling or z.shape[3] % self.downsampling:
             raise ValueError(f"an image of {z.shape[2]} x {z.shape[3]} cannot be divided by {self.downsampling}")
         if (label is None) != (self.num_classes == 0):
             raise ValueError(f"the network has {self.num_classes} classes, but label is {label}")
-        embedding = self.embed(logsnr, label)
+        if (guidance is None) != (self.embed_guidance is None):
+            raise ValueError(f"the network {'takes no' if guidance is not None else 'needs a'} guidance scale")
+        embedding = self.embed(logsnr, label, guidance)
         index = self.first_example + torch.arange(len(z), dtype=torch.int32, device=z.device)
         with torch.autocast(z.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
             h = self.trunk(z, embedding, index)

@@ -230,6 +230,49 @@ def test_classes_and_colour_go_all_the_way(folder_lesson, tmp_path, monkeypatch)
     assert Image.open("output/grid.png").size == (2 * 18 + 2, 3 * 18 + 2)  # a column for each class
 
 
+def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = folder_lesson.read_text().replace("dropout: 0.1", "dropout: 0.1, num_classes: 2")
+    text = text.replace("training: {", "training: {class_dropout: 0.3, ")
+    text = text.replace("distillation:\n  {", "distillation:\n  {guidance: [1, 3], num_conversion_steps: 4, ")
+    folder_lesson.write_text(text)
+    for i, path in enumerate(sorted(Path("digits").glob("*.png"))):
+        Path(f"digits/{'cat' if i % 2 else 'dog'}").mkdir(exist_ok=True)
+        path.rename(f"digits/{'cat' if i % 2 else 'dog'}/{path.name}")
+    config = ["--config_path", folder_lesson]
+    assert call("train.py", *config) == 0
+    teacher, folder = "output/tiny/diffusion-6.pt", Path("output/distilled/tiny")
+    distill = ["distill.py", *config, "--teacher_model_checkpoint", teacher, "--initial_sampling_steps", 4]
+    assert call(*distill, "--distillation_iterations", 1) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["0_conversion", "1_4"]
+    converted, student = folder / "0_conversion/diffusion-4.pt", folder / "1_4/diffusion-4.pt"
+    said = capsys.readouterr().out
+    assert "to guidance from 1 to 3, writing to" in said and "to 4 steps, writing to" in said
+    before = converted.stat().st_mtime_ns, student.stat().st_mtime_ns
+    assert call(*distill, "--distillation_iterations", 2) == 0  # goes on from there
+    assert (converted.stat().st_mtime_ns, student.stat().st_mtime_ns) == before
+    student = folder / "2_2/diffusion-4.pt"
+    for checkpoint in (teacher, converted, student):
+        pictures = []
+        for flags in (("--guidance", 3), ("--guidance", 3, "--class", "dog"), ("--guidance", 1), ()):
+            few = ["--sampling_steps", 2, "--num_samples", 4]
+            assert call("sample.py", "--checkpoint", checkpoint, *few, *flags, "--output", "one.png") == 0
+            pictures.append(Path("one.png").read_bytes())
+        assert pictures[2] == pictures[3] and len(set(pictures)) == 3  # 1 is the default
+    capsys.readouterr()
+    for checkpoint, flags, message in (
+        (student, ["--guidance", 4], f"guidance 4: {student} was distilled for scales from 1 to 3"),
+        (student, ["--class", "dgo"], f"class dgo: {student} knows no such class; did you mean dog?"),
+        (student, ["--class", "2"], f"class 2: {student} knows no such class; it knows cat, dog"),
+        (teacher, ["--guidance", "-1"], "guidance -1: should be from 0 to 100"),
+    ):
+        assert call("sample.py", "--checkpoint", checkpoint, *flags, "--output", "two.png") == 2
+        assert message in capsys.readouterr().err and not Path("two.png").exists()
+    folder_lesson.write_text(text.replace("guidance: [1, 3]", "guidance: [1, 4]"))
+    assert call(*distill, "--distillation_iterations", 1) == 2
+    assert "distillation.guidance is [1.0, 3.0] there and [1.0, 4.0] here" in capsys.readouterr().err
+
+
 def test_a_teacher_of_other_classes_is_refused_and_other_images_are_noted(folder_lesson, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     folder_lesson.write_text(folder_lesson.read_text().replace("dropout: 0.1", "dropout: 0.1, num_classes: 2"))

@@ -1,5 +1,6 @@
 """Checkpoints: the EMA weights of a model and its configuration, enough to sample and to teach with on any device."""
 
+import difflib
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,28 +15,42 @@ from torch import Tensor
 from models.diffusion import Diffusion
 from models.noise_schedule import SCHEDULES
 from models.unet import UNet
-from utils.config import Config, Count, NonNegativeInt, PathText, Section, differences, explain
+from utils.config import (
+    LARGEST_SCALE,
+    Config,
+    Count,
+    NonNegativeInt,
+    PathText,
+    ScaleRange,
+    Section,
+    differences,
+    explain,
+)
 from utils.errors import InputError
 from utils.files import read_torch_file, sha256, write_atomically
 from utils.files.torch_file import require_like
 
+MOST_NAMES = 20  # of classes, that are printed
 FORMAT_VERSION = 2  # version 1 did not say what the model was trained on; it is read, too
 UNDISTILLED_SAMPLING_STEPS = 1024
 
 
-def build_model(config: Config, device: torch.device, dropout: float | None = None) -> Diffusion:
+def build_model(
+    config: Config, device: torch.device, dropout: float | None = None, *, takes_guidance: bool = False
+) -> Diffusion:
     """A model with the architecture of a configuration and random weights; `dropout` replaces the configuration's."""
     settings = config.network.model_dump()
     if dropout is not None:
         settings["dropout"] = dropout
     # The weights are drawn on the CPU, so as to be the same for every device; on the meta device there are none.
     with device if device.type == "meta" else nullcontext():
-        network = UNet(image_size=config.data.image_size, num_channels=config.data.num_channels, **settings)
+        shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
+        network = UNet(**shape, **settings, takes_guidance=takes_guidance)
     diffusion = config.diffusion
     schedule = SCHEDULES[diffusion.schedule](diffusion.logsnr_min, diffusion.logsnr_max)
     # Channels last is the layout that convolutions compute in.
     network = network.to(device, memory_format=torch.channels_last)
-    return Diffusion(network, schedule, diffusion.prediction)
+    return Diffusion(network, schedule, diffusion.prediction, takes_guidance)
 
 
 def _what_weights_mean(config: Config) -> dict[str, Any]:
@@ -60,6 +75,7 @@ class Metadata(Section):
     config: Config
     step: NonNegativeInt
     sampling_steps: Count | None
+    guidance: ScaleRange | None = None
     trained_on: TrainedOn | None = None
 
 
@@ -69,6 +85,7 @@ class Checkpoint:
 
     Attributes:
         sampling_steps: what it was distilled for, None for an undistilled model.
+        guidance: the range of guidance scales that it was distilled for, None for a model that does not take any.
         trained_on: the images, None where the file does not say.
     """
 
@@ -76,6 +93,7 @@ class Checkpoint:
     config: Config
     step: int
     sampling_steps: int | None
+    guidance: list[float] | None
     trained_on: TrainedOn | None
     weights: dict[str, Tensor]
 
@@ -83,6 +101,32 @@ class Checkpoint:
     def default_sampling_steps(self) -> int:
         """The number of steps to sample it with."""
         return self.sampling_steps or UNDISTILLED_SAMPLING_STEPS
+
+    @property
+    def default_guidance(self) -> float:
+        """The guidance scale to sample it with: that of its configuration, or the nearest that it can be given."""
+        return possible_guidance(self.config, self.sampling_steps, self.guidance, self.config.sampling.guidance)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes that it knows, or their numbers where it does not say; none without classes."""
+        names = self.trained_on.class_names if self.trained_on else []
+        return names or [str(number) for number in range(self.config.network.num_classes)]
+
+    def class_number(self, name: str) -> int:
+        """The number of a class that is given by its name, or by its number.
+
+        Raises:
+            InputError: it knows no such class.
+        """
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if name.isascii() and name.isdigit() and int(name) < len(self.class_names):
+            return int(name)
+        close = difflib.get_close_matches(name, self.class_names, n=1)
+        known = ", ".join(self.class_names[:MOST_NAMES]) + ", ..." * (len(self.class_names) > MOST_NAMES)
+        hint = f"did you mean {close[0]}?" if close else f"it knows {known}" if known else "it was told none"
+        raise InputError(f"class {name}: {self.path} knows no such class; {hint}")
 
     @cached_property
     def sha256(self) -> str:
@@ -131,18 +175,51 @@ class Checkpoint:
             InputError: naming the first that differs.
         """
         try:
-            require_like(self.weights, build_model(self.config, torch.device("meta")).network.state_dict())
+            model = build_model(self.config, torch.device("meta"), takes_guidance=self.guidance is not None)
+            require_like(self.weights, model.network.state_dict())
         except ValueError as error:
             raise InputError(f"{self.path}: its weights do not fit its own configuration: {error}") from error
 
-    def model(self, device: torch.device, dropout: float = 0.0) -> Diffusion:
+    def model(self, device: torch.device, dropout: float = 0.0, *, takes_guidance: bool | None = None) -> Diffusion:
         """The model with the checkpoint's weights, as its own configuration describes it, but for the dropout.
 
-        It is in evaluation mode; a `Trainer` puts what it trains into training mode.
+        It is in evaluation mode; a `Trainer` puts what it trains into training mode. With `takes_guidance`, its network
+        has the layers for that in any case, and they do nothing yet.
         """
-        model = build_model(self.config, device, dropout)
-        model.network.eval().load_state_dict(self.weights)
+        if takes_guidance is None:
+            takes_guidance = self.guidance is not None
+        model = build_model(self.config, device, dropout, takes_guidance=takes_guidance)
+        fresh = {name: weight for name, weight in model.network.state_dict().items() if name not in self.weights}
+        model.network.eval().load_state_dict(self.weights | fresh)
         return model
+
+    def require_guidance(self, scale: float) -> None:
+        """Refuses a guidance scale that the model cannot be sampled with.
+
+        Raises:
+            InputError: naming the scale and what would be right.
+        """
+        if not 0 <= scale <= LARGEST_SCALE:
+            raise InputError(f"guidance {scale:g}: should be from 0 to {LARGEST_SCALE}")
+        nearest = possible_guidance(self.config, self.sampling_steps, self.guidance, scale)
+        if nearest == scale:
+            return
+        if self.guidance:
+            why = f"was distilled for scales from {self.guidance[0]:g} to {self.guidance[1]:g}"
+        elif self.sampling_steps:
+            why = "was distilled without guidance (distillation.guidance), so only 1 is possible"
+        else:
+            why = "has not learned what no class is (training.class_dropout), so only 1 is possible"
+        raise InputError(f"guidance {scale:g}: {self.path} {why}")
+
+
+def possible_guidance(config: Config, sampling_steps: int | None, guidance: list[float] | None, scale: float) -> float:
+    """The guidance scale nearest to `scale` that a model can be sampled with; its parts as in `Checkpoint`."""
+    if guidance:
+        low, high = guidance
+        return min(max(scale, low), high)
+    knows_none = config.network.num_classes > 0 and config.training.class_dropout > 0 and sampling_steps is None
+    return scale if knows_none else 1.0
 
 
 def save_checkpoint(
@@ -152,7 +229,8 @@ def save_checkpoint(
     config: Config,
     step: int,
     sampling_steps: int | None,
-    trained_on: TrainedOn | None,
+    guidance: list[float] | None = None,
+    trained_on: TrainedOn | None = None,
 ) -> None:
     """Writes `diffusion-<step>.pt`: plain tensors, numbers and strings."""
     content = {
@@ -160,6 +238,7 @@ def save_checkpoint(
         "config": config.model_dump(),
         "step": step,
         "sampling_steps": sampling_steps,
+        "guidance": guidance,
         "trained_on": trained_on and trained_on.model_dump(),
         "weights": {name: weight.cpu() for name, weight in weights.items()},
     }
@@ -174,7 +253,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     keys = Metadata.model_fields.keys() | {"weights"}
-    content = read_torch_file(path, {1: keys - {"trained_on"}, FORMAT_VERSION: keys}, "a checkpoint")
+    content = read_torch_file(path, {1: keys - {"guidance", "trained_on"}, FORMAT_VERSION: keys}, "a checkpoint")
+    if "trained_on" not in content:
+        _was_always_told_the_class(content["config"])
     try:
         metadata = Metadata.model_validate({key: content[key] for key in content.keys() & Metadata.model_fields.keys()})
     except ValidationError as error:
@@ -184,3 +265,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     )
     checkpoint.require_own_weights()
     return checkpoint
+
+
+def _was_always_told_the_class(config: object) -> None:
+    """Puts into a configuration of the first format what was not yet to be chosen, and now has another default."""
+    training = config.get("training") if isinstance(config, dict) else None
+    if isinstance(training, dict):
+        training["class_dropout"] = 0.0

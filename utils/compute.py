@@ -107,9 +107,9 @@ class Compute:
             return model
         compiled = torch.compile(network, dynamic=False)
 
-        def run(z: Tensor, logsnr: Tensor, label: Tensor | None) -> Tensor:
+        def run(z: Tensor, *conditions: Tensor | None) -> Tensor:
             # Each other size would be compiled, too; the last, smaller batch is not worth it.
-            return (compiled if len(z) == batch_size else network)(z, logsnr, label)
+            return (compiled if len(z) == batch_size else network)(z, *conditions)
 
         return replace(model, network=run)
 

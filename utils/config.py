@@ -52,6 +52,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+def _is_increasing(scales: list[float]) -> list[float]:
+    if scales[0] >= scales[1]:
+        raise ValueError(f"should be two numbers, the smaller first, not {scales}")
+    return scales
+
+
+LARGEST_SCALE = 100
+Scale = Annotated[float, Field(ge=0, le=LARGEST_SCALE)]  # of guidance
+ScaleRange = Annotated[list[Scale], Field(min_length=2, max_length=2), AfterValidator(_is_increasing)]
+
+
 class Data(Section):
     """The data set, and the size and channels of its images."""
 
@@ -106,6 +117,7 @@ class Training(Optimization):
     """The settings of train.py."""
 
     num_training_steps: Count = 10_000
+    class_dropout: Decay = 0.1
     learning_rate: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 0
     learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
@@ -138,6 +150,9 @@ class Distillation(Optimization):
     """The settings of distill.py, for each student."""
 
     ema_decay: Decay = 0.998
+    guidance: ScaleRange | None = None
+    num_conversion_steps: Count = 5000
+    conversion_learning_rate: PositiveFloat = 2e-4
     num_training_steps_per_iteration: CountByStudent = {"default": 5000}
     learning_rate: RateByStudent = {"default": 2e-4}
 
@@ -157,6 +172,7 @@ class Sampling(Section):
     sampler: Literal["ddim", "ancestral"] = "ddim"
     variance: Literal["small", "large"] | Fraction = "large"
     clip: bool = False
+    guidance: Scale = 1.0
     sampling_steps: Count = 128
     num_samples: Count = 64
     batch_size: Count = 64
@@ -206,7 +222,16 @@ class Config(Section):
             raise ValueError("data.test_root: must not lie in data.root, or the test images would be trained on, too")
         if self.diffusion.logsnr_min >= self.diffusion.logsnr_max:
             raise ValueError("diffusion.logsnr_min: must be less than logsnr_max")
+        self._require_classes_for_guidance()
         return self
+
+    def _require_classes_for_guidance(self) -> None:
+        scale, scales = self.sampling.guidance, self.distillation.guidance
+        if scales and not scales[0] <= scale <= scales[1]:
+            raise ValueError(f"sampling.guidance: {scale:g} is not in the range of distillation.guidance, {scales}")
+        for wrong, name in ((scales, "distillation.guidance"), (scale != 1, "sampling.guidance")):
+            if wrong and not (self.network.num_classes and self.training.class_dropout):
+                raise ValueError(f"{name}: needs classes (network.num_classes), and a training.class_dropout above 0")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -20,9 +20,13 @@ def lesson(tmp_path_factory) -> Path:
     """A folder with a configuration that draws all that can be drawn, and one process's training of five steps."""
     folder = tmp_path_factory.mktemp("lesson")
     text = TINY % (ROOT / "data")
-    text = text.replace("num_channels: 1}", "num_channels: 1, random_flip: true}").replace(
-        "dropout", "num_classes: 10, dropout"
-    )
+    for before, now in (
+        ("num_channels: 1}", "num_channels: 1, random_flip: true}"),
+        ("dropout", "num_classes: 10, dropout"),
+        ("training: {", "training: {class_dropout: 0.3, "),
+        ("distillation:\n  {", "distillation:\n  {guidance: [1, 4], num_conversion_steps: 4, "),
+    ):
+        text = text.replace(before, now)
     (folder / "tiny.yaml").write_text(text)
     in_two = text.replace("training: {", "training: {accumulation_steps: 2, ")
     (folder / "tiny_in_two.yaml").write_text(
@@ -77,7 +81,7 @@ def test_students_of_two_processes_are_those_of_one(lesson):
     assert call("distill.py", "--config_path", lesson / "tiny.yaml", *flags, "--output_dir", folder) == 0
     code, _, errors = finish(process)
     assert code == 0, errors
-    for student in ("1_4", "2_2"):
+    for student in ("0_conversion", "1_4", "2_2"):
         assert_same_but_for_rounding(folder / student, lesson / "two_students" / student, tolerance=1e-4)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from utils.checkpoints import save_checkpoint
+from utils.checkpoints import possible_guidance, save_checkpoint
 from utils.config import Config
 from utils.errors import InputError
 from utils.files import locked
@@ -125,8 +125,8 @@ class TrainingLoop:
         if not run.has_checkpoint(step):
             self._draw()
             path, weights = run.checkpoint_path(step), self.trainer.ema.state_dict()
-            about = {"step": step, "sampling_steps": run.sampling_steps, "trained_on": run.trained_on}
-            save_checkpoint(path, weights, config=self.config, **about)
+            of_run = {"sampling_steps": run.sampling_steps, "guidance": run.guidance, "trained_on": run.trained_on}
+            save_checkpoint(path, weights, config=self.config, step=step, **of_run)
             tqdm.write(f"wrote {path} and its sample")
         self._log_seconds()
         self._begin_interval()
@@ -146,17 +146,19 @@ class TrainingLoop:
         self.stopwatch.lap("checkpoints")
 
     def _draw(self) -> None:
-        sampling = self.config.sampling
+        run, sampling = self.run, self.config.sampling
+        scale = possible_guidance(self.config, run.sampling_steps, run.guidance, sampling.guidance)
         pictures = draw_samples(
             replace(self.trainer.model, network=self.trainer.ema),
             self.config,
             sampling.num_samples,
-            sampling_steps=self.run.sampling_steps or sampling.sampling_steps,
+            guidance=scale,
+            sampling_steps=run.sampling_steps or sampling.sampling_steps,
             seed=self.config.seed,
             device=self.trainer.compute.device,
             check=lambda: self._stop_if(self.watch.received),  # the state has been saved
         )
-        path = self.run.folder / f"sample-{self.trainer.step}.png"
+        path = run.folder / f"sample-{self.trainer.step}.png"
         save_picture(grid(pictures, self.config.network.num_classes), path)
         self.stopwatch.lap("pictures")
 

@@ -22,6 +22,7 @@ from utils.training.log import LOG_NAME
 
 STATE_NAME = "training_state.pt"
 STATE_VERSION = 3
+CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
 # In the order of deletion: a state without its checkpoints would be continued, so it goes first.
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
 
@@ -78,6 +79,7 @@ class Run:
         identity: the settings that must be the same for the run to be continued.
         state: what the last process saved in the folder, None before anything has been saved.
         sampling_steps: what the model is distilled for, None for an undistilled model.
+        guidance: the range of guidance scales that the model is distilled for, None for one that takes none.
         trained_on: the images, None until `require_data` has been asked.
     """
 
@@ -86,12 +88,14 @@ class Run:
     num_steps: int
     state: dict[str, Any] | None
     sampling_steps: int | None
+    guidance: list[float] | None = None
     trained_on: TrainedOn | None = None
 
     @classmethod
     def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
         """The run of train.py that begins with the weights of `initial`, or with random ones; see `open`."""
-        unused = {"distillation": True, "sampling": True, "training": {"num_training_steps"}}
+        without_effect = {"num_training_steps"} | (set() if config.network.num_classes else {"class_dropout"})
+        unused = {"distillation": True, "sampling": True, "training": without_effect}
         identity = config.model_dump(exclude=unused)
         identity["load_model_weights_from_checkpoint"] = initial.sha256 if initial else None
         return cls.open(folder, identity, config.training.num_training_steps, restart=restart, may_grow=True)
@@ -102,13 +106,21 @@ class Run:
     ) -> "Run":
         """The run of distill.py for the student of so many sampling steps; see `open`."""
         settings = config.distillation
-        apart = {"num_training_steps_per_iteration", "learning_rate"}
-        identity = config.model_dump(exclude={"sampling": True, "training": True, "distillation": apart})
-        identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
-        identity |= {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
+        identity = _identity_of_learner(config, teacher, settings.initial_learning_rate(sampling_steps))
         identity["sampling_steps"] = sampling_steps
         num_steps = settings.num_training_steps(sampling_steps)
-        return cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
+        run = cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
+        run.guidance = teacher.guidance
+        return run
+
+    @classmethod
+    def of_conversion(cls, folder: Path, config: Config, teacher: Checkpoint, *, restart: bool) -> "Run":
+        """The run of distill.py before the halvings, in which a student learns guidance; see `open`."""
+        settings = config.distillation
+        identity = _identity_of_learner(config, teacher, settings.conversion_learning_rate)
+        run = cls.open(folder, identity, settings.num_conversion_steps, restart=restart)
+        run.guidance = settings.guidance
+        return run
 
     @classmethod
     def open(
@@ -145,6 +157,8 @@ class Run:
             {key: value for key, value in flatten(one) if key not in WITHOUT_EFFECT}
             for one in (state["identity"], identity)
         )
+        if "training.class_dropout" in here:  # before there was this setting, no class was ever left out
+            there.setdefault("training.class_dropout", 0.0)
         if there.get("teacher_model_checkpoint") != here.get("teacher_model_checkpoint"):
             before = str(state["identity"].get("teacher_path", "another file"))[:200]
             raise InputError(
@@ -206,6 +220,14 @@ class Run:
         return self.state is not None and self.state["step"] == self.num_steps and self.has_checkpoint(self.num_steps)
 
 
+def _identity_of_learner(config: Config, teacher: Checkpoint, learning_rate: float) -> dict[str, Any]:
+    """What the runs of distill.py have in common."""
+    apart = {"num_training_steps_per_iteration", "learning_rate", "num_conversion_steps", "conversion_learning_rate"}
+    identity = config.model_dump(exclude={"sampling": True, "training": True, "distillation": apart})
+    identity["distillation"]["learning_rate"] = learning_rate
+    return identity | {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
+
+
 def damaged(path: Path, problem: str) -> InputError:
     """The error of a training state that cannot be used."""
     return InputError(
@@ -263,7 +285,8 @@ def require_same_students(folder: Path, students: list[int]) -> None:
 
 def delete_students(folder: Path) -> None:
     """Deletes an earlier distillation, and nothing else."""
-    for path, _, _ in student_folders(folder):
+    conversion = [folder / CONVERSION_NAME] if exists(folder / CONVERSION_NAME) else []
+    for path in [path for path, _, _ in student_folders(folder)] + conversion:
         delete_run(path)
         remove_if_empty(path)
 

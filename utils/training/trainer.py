@@ -98,10 +98,10 @@ class Trainer:
         seeds = [seed_of("noise", self.seed, self.sampling_steps, index=example) for example in examples]
         return normal_noise(seeds, x)
 
-    def take_step(self, losses_of: Callable[[range, Tensor], Tensor], times: Tensor) -> None:
-        """One step of training on the global batch, at the given times [B], one for each of its examples.
+    def take_step(self, losses_of: Callable[..., Tensor], *numbers: Tensor | None) -> None:
+        """One step of training on the global batch, with numbers [B] for its examples, such as their times.
 
-        `losses_of(examples, times)` returns the loss of each of a micro-batch's examples, [b], which are numbered
+        `losses_of(examples, *numbers)` returns the loss of each of a micro-batch's examples, [b], which are numbered
         through the whole run; so a rank loads, and draws noise for, what it computes with, and nothing else. The step
         goes down the gradient of the mean over the global batch. Nothing in it waits for the device.
         """
@@ -119,7 +119,8 @@ class Trainer:
             self.seed_for("dropout")
             is_last = micro_batch == micro_batches[-1]
             with nullcontext() if is_last else distributed.no_sync(self.model.network):
-                share = losses_of(examples[micro_batch], times[micro_batch]).sum() / batch_size
+                own = (None if number is None else number[micro_batch] for number in numbers)
+                share = losses_of(examples[micro_batch], *own).sum() / batch_size
                 # A loss that is not finite makes the whole gradient NaN, whatever its own was: so all ranks, which see
                 # their own losses and the mean of the gradients, skip the same steps.
                 nan_if_not_finite = torch.where(share.detach().isfinite(), 1.0, math.nan)
