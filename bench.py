@@ -32,6 +32,8 @@ from utils import cli
 from utils.checkpoints import build_model
 from utils.compute import DISTILLATION_PASSES, FORWARD_PASSES, TRAINING_PASSES, Compute, forward_flop
 from utils.config import Config, Optimization, load_config
+from utils.errors import InputError
+from utils.process.distributed import world_size
 from utils.training.trainer import Trainer
 
 try:
@@ -64,7 +66,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Batch:
-    """A batch of images, noise and times, as the scripts draw them; the same one is used for all steps."""
+    """A batch of images, noise and times, as the scripts draw them; the same one is used for all steps.
+
+    But for the noise of the training steps, which each draws anew.
+    """
 
     def __init__(self, config: Config, batch_size: int, device: torch.device):
         shape = (batch_size, config.data.num_channels, config.data.image_size, config.data.image_size)
@@ -84,6 +89,10 @@ class PlainTrainer:
         self.network = model.network.train()
         self.adam = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
         self.ema = [parameter.detach().clone() for parameter in self.network.parameters()]
+
+    def noise(self, _: range, x: Tensor) -> Tensor:
+        """Standard normal noise like x, which is other noise where the batch is divided."""
+        return torch.randn_like(x)
 
     def take_step(self, losses_of: Callable[[range, Tensor], Tensor], times: Tensor) -> None:
         """One step down the gradient of the mean loss of a batch."""
@@ -130,8 +139,9 @@ class Contender:
         settings = self.config.training
         trainer = self.trainer(self.config.network.dropout, settings, len(b.x))
 
-        def losses(_: range, t: Tensor) -> Tensor:
-            return training_loss(trainer.model, b.x, b.eps, t, settings.loss_weighting, b.label)
+        def losses(examples: range, t: Tensor) -> Tensor:
+            eps = trainer.noise(examples, b.x)
+            return training_loss(trainer.model, b.x, eps, t, settings.loss_weighting, b.label)
 
         return partial(trainer.take_step, losses, b.t)
 
@@ -141,8 +151,9 @@ class Contender:
         trainer = self.trainer(0.0, settings, len(b.x))
         teacher = self.compute.for_inference(self.model(0.0), len(b.x))
 
-        def losses(_: range, i: Tensor) -> Tensor:
-            return distillation_loss(trainer.model, teacher, b.x, b.eps, i, NUM_STEPS, settings.loss_weighting, b.label)
+        def losses(examples: range, i: Tensor) -> Tensor:
+            eps = trainer.noise(examples, b.x)
+            return distillation_loss(trainer.model, teacher, b.x, eps, i, NUM_STEPS, settings.loss_weighting, b.label)
 
         return partial(trainer.take_step, losses, b.i)
 
@@ -274,6 +285,8 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     """Checks everything first; then measures all steps in turn."""
     arguments = parse_arguments()
+    if world_size() > 1:
+        raise InputError("bench.py measures one process; start it without torchrun")
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.training
     passes = TRAINING_PASSES * settings.num_training_steps * settings.batch_size

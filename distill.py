@@ -12,6 +12,8 @@ import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
 
 # isort: split
 import argparse
+import gc
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch import Tensor
@@ -25,11 +27,11 @@ from utils.config import Config, load_config
 from utils.data.batches import ImageData
 from utils.data.load import load_data
 from utils.errors import InputError
-from utils.files import prepare_folder
+from utils.files import locked
 from utils.process.timing import Stopwatch
 from utils.training.log import table
 from utils.training.loop import TrainingLoop
-from utils.training.run import CONVERSION_NAME, Run, delete_students, require_same_students
+from utils.training.run import BESIDE, CONVERSION_NAME, Run, delete_students, require_same_students
 from utils.training.trainer import Trainer, require_image_for_each_rank
 
 
@@ -65,6 +67,18 @@ def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
     return [initial_sampling_steps // 2**k for k in range(iterations)]
 
 
+def require_same_images(teacher: Checkpoint, data: ImageData, is_student: bool) -> None:
+    """Refuses to go on with other images than the student who now teaches has learned from; says so of a teacher.
+
+    Raises:
+        InputError: the student has seen others.
+    """
+    if teacher.trained_on and teacher.trained_on.data_hash != data.description.data_hash:
+        if is_student:
+            raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {BESIDE}")
+        print(f"note: the images are others than those that {teacher.path} was trained on")
+
+
 def require_guidance_to_learn(teacher: Checkpoint, scales: list[float] | None) -> None:
     """Refuses a teacher that cannot teach these guidance scales.
 
@@ -77,16 +91,14 @@ def require_guidance_to_learn(teacher: Checkpoint, scales: list[float] | None) -
         teacher.require_guidance(scale)
 
 
-def students_trainer(student: Diffusion, run: Run, config: Config, compute: Compute, learning_rate: float) -> Trainer:
+def students_trainer(student: Diffusion, run: Run, config: Config, compute: Compute) -> Trainer:
     """Trains a student with a learning rate that is annealed to 0."""
-    return Trainer(
-        student,
-        config.distillation,
-        compute,
-        learning_rate=lambda step: learning_rate * (1 - step / run.num_steps),
-        seed=config.seed,
-        sampling_steps=run.sampling_steps,
-    )
+    settings, n = config.distillation, run.sampling_steps
+
+    def learning_rate(step: int) -> float:
+        return settings.initial_learning_rate(n) * (1 - step / run.num_steps)
+
+    return Trainer(student, settings, compute, learning_rate=learning_rate, seed=config.seed, sampling_steps=n)
 
 
 def convert(
@@ -96,7 +108,7 @@ def convert(
     settings = config.distillation
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
     student = teacher_checkpoint.model(compute.device, takes_guidance=True)  # begins as its teacher
-    trainer = students_trainer(student, run, config, compute, settings.conversion_learning_rate)
+    trainer = students_trainer(student, run, config, compute)
 
     def losses(examples: range, t: Tensor, s: Tensor) -> Tensor:
         x, label = data.batch(examples)
@@ -115,7 +127,7 @@ def distill(
     settings, n = config.distillation, run.sampling_steps
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
     student = teacher_checkpoint.model(compute.device)  # the student begins as its teacher; neither has dropout
-    trainer = students_trainer(student, run, config, compute, settings.initial_learning_rate(n))
+    trainer = students_trainer(student, run, config, compute)
 
     def losses(examples: range, i: Tensor, s: Tensor | None) -> Tensor:
         x, label = data.batch(examples, shuffle=n)
@@ -147,33 +159,32 @@ def main() -> None:
     stages = [(folder / f"{iteration}_{n}", n) for iteration, n in enumerate(students, start=1)]
     if settings.guidance and not teacher.guidance:
         stages.insert(0, (folder / CONVERSION_NAME, None))
-    passes = DISTILLATION_PASSES * settings.batch_size * sum(map(settings.num_training_steps, students))
+    passes = DISTILLATION_PASSES * settings.batch_size * sum(settings.num_training_steps(n) for _, n in stages)
     data = None  # until there is something to do
 
-    for stage_folder, n in stages:
-        if n is None:
-            run = Run.of_conversion(stage_folder, config, teacher, restart=arguments.restart)
-        else:
+    with ExitStack() as held:
+        for stage_folder, n in stages:
             run = Run.of_student(stage_folder, config, teacher, n, restart=arguments.restart)
-        if run.finished:
-            print(f"{run.folder}: finished, all {run.num_steps} steps")
-        else:
+            if run.finished:
+                print(f"{run.folder}: finished, all {run.num_steps} steps")
+                teacher = load_checkpoint(run.final_checkpoint)
+                continue
             if data is None:
                 data = load_data(config, device)
                 teacher.require_same_classes(data.description.class_names)
-                prepare_folder(folder)  # everything has been checked
+                held.enter_context(locked(folder))  # all has been checked; no other process may delete the students
                 if arguments.restart:
                     delete_students(folder)
                     cli.restart_is_done()
-            run.require_data(data.description)
-            if teacher.trained_on and teacher.trained_on.data_hash != data.description.data_hash:
-                print(f"note: the images are others than those that {teacher.path} was trained on")
+            run.use_data(data.description)
+            require_same_images(teacher, data, is_student=teacher.path.is_relative_to(folder))
             compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
-            what = f"guidance from {run.guidance[0]:g} to {run.guidance[1]:g}" if n is None else f"{n} steps"
+            what = f"{n} steps" if n else f"guidance from {run.guidance[0]:g} to {run.guidance[1]:g}"
             print(f"distilling on {compute}, to {what}, writing to {run.folder}")
-            learn = convert if n is None else distill
+            learn = distill if n else convert
             learn(teacher, run, config, data, compute, stopwatch)
-        teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
+            gc.collect()  # a compiled network holds itself
+            teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
 
     print(table(stage_folder for stage_folder, _ in stages))
     print(f"the student of {teacher.sampling_steps} steps is {teacher.path}, its samples lie beside it")

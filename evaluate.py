@@ -19,10 +19,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import cli
-from utils.checkpoints import load_checkpoint
+from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import FORWARD_PASSES, Compute
 from utils.config import Config, load_config
-from utils.data.load import load_images, require_num_classes, require_same_classes
+from utils.data.load import load_images, require_classes_of_both, require_num_classes
 from utils.errors import InputError
 from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
 from utils.evaluation.metrics import EXTRACTORS
@@ -94,25 +94,28 @@ def samplers(text: str) -> list[str]:
     return text.split(",")
 
 
-def find_students(folder: Path | None, config: Config, config_path: str) -> list[Candidate]:
-    """The latest checkpoint of each student below the folder, at its own number of steps; most steps first.
+def find_students(arguments: argparse.Namespace, config: Config) -> list[Checkpoint]:
+    """The latest checkpoint of each student that is asked for; most steps first.
 
     Raises:
         InputError: there is none, or one is of another model.
     """
-    students = []
-    for path, _, _ in student_folders(folder) if folder else ():
-        if latest := latest_checkpoint(path):
-            checkpoint = load_checkpoint(latest)
-            checkpoint.require_same_model(config, config_path)
-            students.append(Candidate("distilled", latest, "ddim", checkpoint.default_sampling_steps))
+    folder, wanted = arguments.students, arguments.student_steps
+    latest = [latest_checkpoint(path) for path, _, _ in (student_folders(folder) if folder else ())]
+    students = [load_checkpoint(path) for path in latest if path]
+    for student in students:
+        student.require_same_model(config, arguments.config_path)
     if folder and not students:
         raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-600.pt")
-    return sorted(students, key=lambda student: -student.sampling_steps)
+    known = {student.default_sampling_steps for student in students}
+    if missing := sorted(set(wanted or ()) - known):
+        raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(known)}")
+    chosen = [student for student in students if not wanted or student.default_sampling_steps in wanted]
+    return sorted(chosen, key=lambda student: -student.default_sampling_steps)
 
 
 def choose_candidates(
-    arguments: argparse.Namespace, students: list[Candidate], evaluation: Evaluation
+    arguments: argparse.Namespace, students: list[Checkpoint], evaluation: Evaluation
 ) -> list[Candidate]:
     """The rows of the table: the floor, the ceiling, the teacher, the students."""
     if arguments.sampling_steps:
@@ -122,13 +125,13 @@ def choose_candidates(
         ddim_steps, ancestral_steps = (
             [2**k for k in reversed(range(number.bit_length()))] for number in (most, MOST_ANCESTRAL_STEPS)
         )
-        between = {student.sampling_steps for student in students if student.sampling_steps < most}
+        between = {student.default_sampling_steps for student in students if student.default_sampling_steps < most}
         ddim_steps = sorted({*ddim_steps, *between}, reverse=True)
     candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
     for sampler, chosen in (("ddim", ddim_steps), ("ancestral", ancestral_steps)):
         if sampler in arguments.samplers:
             candidates += [Candidate("teacher", arguments.teacher, sampler, steps) for steps in chosen]
-    return candidates + students
+    return candidates + [Candidate("distilled", one.path, "ddim", one.default_sampling_steps) for one in students]
 
 
 def main() -> None:
@@ -138,16 +141,17 @@ def main() -> None:
     device = cli.choose_device(arguments.device)
     teacher = load_checkpoint(arguments.teacher)
     teacher.require_same_model(config, arguments.config_path)
-    students = find_students(arguments.students, config, arguments.config_path)
-    if arguments.student_steps:
-        students = [student for student in students if student.sampling_steps in arguments.student_steps]
+    students = find_students(arguments, config)
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
     Results(folder / "results.json")  # is refused before anything is written
     test, training = load_images(config.data, test=True), load_images(config.data)
-    require_same_classes(test, training)
+    require_classes_of_both(test, training)
     require_num_classes(training, config)
-    teacher.require_same_classes(training.class_names)
+    for checkpoint in [teacher, *students]:
+        checkpoint.require_same_classes(training.class_names)
+        if checkpoint.trained_on and checkpoint.trained_on.data_hash != training.hash:
+            print(f"note: the training images are others than those that {checkpoint.path} was trained on")
     if arguments.num_samples > len(training.images):
         raise InputError(
             f"--num_samples {arguments.num_samples}: there are only {len(training.images)} training images, and the "
@@ -158,10 +162,10 @@ def main() -> None:
 
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
-        extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
         steps = sum(arguments.sampling_steps or [1024])  # about what the teacher is sampled with, in all rows together
         passes = FORWARD_PASSES * arguments.num_samples * steps * len(arguments.samplers)
         compute = Compute.choose(config, device, passes=passes, training=False)
+        extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
         tqdm.write(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, to {folder}")
         evaluation = Evaluation(
             config=config,

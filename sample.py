@@ -141,9 +141,10 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
 def label_of(checkpoint: Checkpoint, steps: int, panels: list[tuple[Checkpoint, int]]) -> str:
     """The label of a panel; checkpoints that share a number of sampling steps are told apart by their paths."""
     who = "teacher" if checkpoint.sampling_steps is None else f"distilled to {checkpoint.sampling_steps}"
-    alike = {other.path for other, _ in panels if other.sampling_steps == checkpoint.sampling_steps}
+    alike = {other.path.with_suffix("") for other, _ in panels if other.sampling_steps == checkpoint.sampling_steps}
     if len(alike) > 1:
-        who += f" ({checkpoint.path.parent.name}/{checkpoint.path.stem})"
+        parts = next(n for n in range(2, 99) if len({path.parts[-n:] for path in alike}) == len(alike))
+        who += f" ({Path(*checkpoint.path.with_suffix('').parts[-parts:])})"
     return f"{who}, {steps} step{'s' if steps > 1 else ''}"
 
 

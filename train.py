@@ -61,7 +61,7 @@ def main() -> None:
     passes = TRAINING_PASSES * run.num_steps * settings.batch_size
     compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
     data = load_data(config, device)
-    run.require_data(data.description)
+    run.use_data(data.description)
     torch.manual_seed(config.seed)
     model = initial.model(device, config.network.dropout) if initial else build_model(config, device)
     if arguments.restart:

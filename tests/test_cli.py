@@ -78,6 +78,14 @@ def test_of_several_processes_each_touches_its_own_gpu_alone(gpus, monkeypatch):
         cli.choose_device("cuda")
 
 
+def test_several_processes_have_no_use_for_the_one_gpu_of_a_mac(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(cli.torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    assert cli.choose_device(None) == torch.device("cpu")
+    with pytest.raises(InputError, match="--device mps: not for several processes"):
+        cli.choose_device("mps")
+
+
 def test_fp32_is_float32(monkeypatch):
     """And not TF32, which PyTorch takes for convolutions on a GPU if it is not told otherwise."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
@@ -94,10 +102,11 @@ def test_fp32_is_float32(monkeypatch):
 
 
 def test_what_a_restart_says_does_not_make_it_happen_twice(monkeypatch):
+    monkeypatch.setattr(cli, "_restarted", False)
     monkeypatch.setattr(cli.sys, "argv", ["train.py", "--restart"])
+    assert cli.how_to_continue() == "the same command"  # nothing has been deleted yet
+    cli.restart_is_done()
     assert cli.how_to_continue() == "the same command without --restart"
-    monkeypatch.setattr(cli.sys, "argv", ["train.py"])
-    assert cli.how_to_continue() == "the same command"
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="sees in /proc that PyTorch is being imported")

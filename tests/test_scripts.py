@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, call, run_script
 from PIL import Image
+
+from utils.files import locked
 
 
 def kill_once_there(path: Path, script: str, *arguments: object, cwd: Path) -> None:
@@ -176,12 +179,12 @@ def test_finished_runs_say_so_and_go_on_when_asked_for_more(folder_lesson, tmp_p
     assert call("distill.py", *flags, "--distillation_iterations", 1) == 0
     assert call("distill.py", *flags, "--distillation_iterations", 3) == 0
     assert "1_4: finished, all 4 steps" in capsys.readouterr().out
-    assert sorted(os.listdir("output/distilled/tiny")) == ["1_4", "2_2", "3_1"]
+    assert sorted(os.listdir("output/distilled/tiny")) == [".lock", "1_4", "2_2", "3_1"]
     again = contents(Path("output/distilled/tiny/3_1/diffusion-4.pt"))
     assert call("distill.py", *flags, "--distillation_iterations", 3, "--restart") == 0
     assert_same(contents(Path("output/distilled/tiny/3_1/diffusion-4.pt")), again)
     assert call("distill.py", *flags[:-1], 2, "--distillation_iterations", 2, "--restart") == 0
-    assert sorted(os.listdir("output/distilled/tiny")) == ["1_2", "2_1"]
+    assert sorted(os.listdir("output/distilled/tiny")) == [".lock", "1_2", "2_1"]
 
 
 def test_students_begin_as_their_teacher_and_learn(folder_lesson, tmp_path, monkeypatch):
@@ -244,7 +247,7 @@ def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypa
     teacher, folder = "output/tiny/diffusion-6.pt", Path("output/distilled/tiny")
     distill = ["distill.py", *config, "--teacher_model_checkpoint", teacher, "--initial_sampling_steps", 4]
     assert call(*distill, "--distillation_iterations", 1) == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["0_conversion", "1_4"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "0_conversion", "1_4"]
     converted, student = folder / "0_conversion/diffusion-4.pt", folder / "1_4/diffusion-4.pt"
     said = capsys.readouterr().out
     assert "to guidance from 1 to 3, writing to" in said and "to 4 steps, writing to" in said
@@ -295,6 +298,24 @@ def test_a_teacher_of_other_classes_is_refused_and_other_images_are_noted(folder
     note = "note: the images are others than those that output/tiny/diffusion-6.pt was trained on"
     said = capsys.readouterr().out
     assert note in said and said.count("note:") == 1  # the second student has seen what its teacher has
+    Path("digits/dog/2.png").unlink()
+    assert call("distill.py", *flags, "--distillation_iterations", 3) == 2
+    said = capsys.readouterr().err
+    assert "2_2/diffusion-4.pt: the images have changed since it was trained on them; another --output_dir" in said
+
+
+def test_a_restart_deletes_nothing_of_a_distillation_that_is_running(folder_lesson, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("train.py", "--config_path", folder_lesson) == 0
+    flags = ["--config_path", folder_lesson, "--teacher_model_checkpoint", "output/tiny/diffusion-6.pt"]
+    flags += ["--initial_sampling_steps", 4, "--distillation_iterations", 2]
+    assert call("distill.py", *flags) == 0
+    before = sorted(Path("output/distilled").rglob("*.p*"))
+    capsys.readouterr()
+    with locked(Path("output/distilled/tiny")):
+        assert call("distill.py", *flags, "--restart") == 2
+    assert "output/distilled/tiny: another process is writing there" in capsys.readouterr().err
+    assert sorted(Path("output/distilled").rglob("*.p*")) == before
 
 
 def test_panels_that_cannot_be_compared_say_why_and_labels_tell_models_apart(
@@ -312,3 +333,8 @@ def test_panels_that_cannot_be_compared_say_why_and_labels_tell_models_apart(
     assert "teacher (colour/diffusion-6), 2 steps: 4 pictures" in said
     assert "not compared with the first panel, which has 1 channels and not 3" in said
     assert "teacher (tiny/diffusion-4), 2 steps" in said and said.count("root mean squared difference") == 1
+    Path("other/output").mkdir(parents=True)
+    shutil.copytree("output/tiny", "other/output/tiny")
+    panels = ["output/tiny/diffusion-6.pt:2", "other/output/tiny/diffusion-6.pt:2"]
+    assert call("sample.py", "--num_samples", 4, "--compare", *panels, "--output", "d.png") == 0
+    assert "teacher (other/output/tiny/diffusion-6), 2 steps" in capsys.readouterr().out

@@ -8,9 +8,9 @@ import sys
 os.environ.setdefault("MPLCONFIGDIR", os.path.join("data", "cache", "matplotlib"))
 os.environ.setdefault("TORCH_HOME", os.path.join("data", "cache", "torch"))
 
-# While a script of this project imports PyTorch, which takes seconds, Ctrl-C ends it without a traceback; unless nohup
-# or a shell has it ignored.
+# While a script of this project imports PyTorch, which takes seconds, Ctrl-C ends it without a traceback; unless a
+# shell that runs it in the background has it ignored.
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-is_script = os.path.dirname(os.path.abspath(sys.argv[0])) == ROOT
-if is_script and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+SCRIPTS = {os.path.join(ROOT, f"{name}.py") for name in ("train", "distill", "sample", "evaluate", "bench")}
+if os.path.abspath(sys.argv[0]) in SCRIPTS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)

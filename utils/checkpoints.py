@@ -20,7 +20,6 @@ from utils.config import (
     Config,
     Count,
     NonNegativeInt,
-    PathText,
     ScaleRange,
     Section,
     differences,
@@ -66,7 +65,7 @@ class TrainedOn(Section):
     """The training images and classes that a model has seen; names of classes only where it is told the class."""
 
     data_hash: Annotated[str, Field(max_length=64)]
-    class_names: list[PathText]
+    class_names: list[Annotated[str, Field(max_length=4096)]]
 
 
 class Metadata(Section):
@@ -162,8 +161,10 @@ class Checkpoint:
             InputError: naming the first that differs.
         """
         known = self.trained_on.class_names if self.trained_on else []
+        if not known or not class_names:  # it does not say
+            return
         for number, (there, here) in enumerate(zip_longest(known, class_names, fillvalue="missing")):
-            if known and class_names and there != here:
+            if there != here:
                 raise InputError(
                     f"{self.path}: knows other classes than the data: class {number} is {there} in it and {here} here"
                 )

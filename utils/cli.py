@@ -13,6 +13,7 @@ from utils.errors import InputError
 from utils.process import distributed
 from utils.process.interruption import Interrupted, Terminated
 
+_restarted = False  # whether --restart has been carried out
 CONFIG_KEY = "config:"  # flags whose destination begins so replace a key of the configuration
 
 
@@ -30,7 +31,9 @@ class Parser(argparse.ArgumentParser):
         """As usual; but a --restart that has been carried out is not, when torchrun starts the command again."""
         arguments = super().parse_args(*args, **kwargs)
         if getattr(arguments, "restart", False):
-            arguments.restart = not distributed.is_done("restart")
+            global _restarted
+            _restarted = distributed.is_done("restart")
+            arguments.restart = not _restarted
         return arguments
 
     def add_override(self, flag: str, key: str, kind: type, help: str) -> None:
@@ -87,12 +90,14 @@ class Parser(argparse.ArgumentParser):
 
 def restart_is_done() -> None:
     """To be called when --restart has deleted what there was: torchrun may start the same command again."""
+    global _restarted
+    _restarted = True
     distributed.mark_done("restart")
 
 
 def how_to_continue() -> str:
-    """What the user has to do to go on."""
-    return "the same command" + (" without --restart" if "--restart" in sys.argv else "")
+    """What the user has to do to go on: --restart, once it has been carried out, would delete what came after it."""
+    return "the same command" + (" without --restart" if _restarted else "")
 
 
 def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -128,8 +133,12 @@ def choose_device(name: str | None) -> torch.device:
     try:
         if name is None:
             device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            if device.type != "cuda" and distributed.world_size() > 1:  # Apple's GPU, of which there is but one
+                device = torch.device("cpu")
         else:
             device = torch.device(name)
+        if device.type not in ("cpu", "cuda") and distributed.world_size() > 1:
+            raise InputError(f"--device {device}: not for several processes; cpu is, and cuda")
         if device.type == "cuda" and distributed.world_size() > 1:
             device = gpu_of_this_rank(device)
         if name is not None:  # on the very device: another would keep memory on the first GPU for each process

@@ -156,13 +156,17 @@ class Distillation(Optimization):
     num_training_steps_per_iteration: CountByStudent = {"default": 5000}
     learning_rate: RateByStudent = {"default": 2e-4}
 
-    def num_training_steps(self, sampling_steps: int) -> int:
-        """The number of training steps of the student of so many sampling steps."""
+    def num_training_steps(self, sampling_steps: int | None) -> int:
+        """The number of training steps of the student of so many sampling steps; with None, of the conversion."""
+        if sampling_steps is None:
+            return self.num_conversion_steps
         steps = self.num_training_steps_per_iteration
         return steps.get(sampling_steps, steps["default"])
 
-    def initial_learning_rate(self, sampling_steps: int) -> float:
-        """The learning rate of the first training step of the student of so many sampling steps."""
+    def initial_learning_rate(self, sampling_steps: int | None) -> float:
+        """The learning rate of its first training step."""
+        if sampling_steps is None:
+            return self.conversion_learning_rate
         return self.learning_rate.get(sampling_steps, self.learning_rate["default"])
 
 

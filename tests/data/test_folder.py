@@ -8,7 +8,7 @@ from PIL import Image
 from utils.config import Config, Data
 from utils.data import prepared
 from utils.data.folder import picture_formats
-from utils.data.load import load_data, load_images, require_same_classes
+from utils.data.load import load_data, load_images, require_classes_of_both
 from utils.data.picture import read_picture
 from utils.errors import InputError
 
@@ -42,6 +42,15 @@ def test_a_folder_of_images_of_any_size(tmp_path, capsys):
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
     assert read_picture(tmp_path / "a.png", 1).tolist() == [[[0, 1, 128, 255]]]
+
+
+def test_what_has_no_white_is_no_picture(tmp_path):
+    for name, kind in (("f.tif", np.float32), ("i.tif", np.int32)):
+        Image.fromarray(np.ones((2, 2), kind)).save(tmp_path / name)
+        with pytest.raises(InputError, match=f"{name}: has 32 bits a pixel, of which nobody says what is white"):
+            read_picture(tmp_path / name, 1)
+    (tmp_path / "big.pgm").write_bytes(b"P5 2 1 65535 " + np.array([257, 65535], ">u2").tobytes())
+    assert read_picture(tmp_path / "big.pgm", 1).tolist() == [[[1, 255]]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
@@ -90,7 +99,7 @@ def test_hidden_files_and_folders_do_not_count(tmp_path):
     assert load(tmp_path, num_classes=2).labels.tolist() == [0, 1]
 
 
-def test_the_number_of_classes_must_fit(tmp_path):
+def test_the_number_of_classes_must_fit(tmp_path, capsys):
     for name in ("cats/1.png", "dogs/1.png"):
         write_image(tmp_path / name)
     for wrong in (1, 3, 10):
@@ -100,7 +109,9 @@ def test_the_number_of_classes_must_fit(tmp_path):
         load(tmp_path / "cats", num_classes=1)
     assert load(tmp_path).labels is None
     write_image(tmp_path / "loose.png")
-    with pytest.raises(InputError, match=r"loose.png: lies beside the subfolders, which are the classes"):
+    assert len(load(tmp_path)) == 3  # of which a network without classes makes nothing
+    assert "3 pictures, some beside the subfolders (loose.png), so these are no classes" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"network.num_classes: 2, but folder has 1 class"):
         load(tmp_path, num_classes=2)
 
 
@@ -152,12 +163,12 @@ def test_the_test_images_of_a_folder_have_its_classes(tmp_path):
     training, test = load_images(settings), load_images(settings, test=True)
     assert test.images[:, 0, 0, 0].tolist() == [3, 7] and test.labels.tolist() == [0, 1]
     assert test.class_names == ["cats", "dogs"]
-    require_same_classes(test, training)
+    require_classes_of_both(test, training)
     write_image(tmp_path / "b/bats/1.png")
     with pytest.raises(InputError, match=r"data.root has no pictures of bats, a class of the other"):
-        require_same_classes(load_images(settings, test=True), training)
+        require_classes_of_both(load_images(settings, test=True), training)
     (tmp_path / "b/cats/3.png").unlink()
     with pytest.raises(InputError, match=r"data.test_root has no pictures of cats, a class of the other"):
-        require_same_classes(load_images(settings, test=True), training)
+        require_classes_of_both(load_images(settings, test=True), training)
     with pytest.raises(InputError, match=r"data.test_root: missing"):
         load_images(settings.model_copy(update={"test_root": None}), test=True)

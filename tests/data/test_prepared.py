@@ -110,6 +110,38 @@ def test_a_few_broken_pictures_are_named_and_left_out(root, capsys):
             load(root, most_broken=0.2)
 
 
+def test_what_cannot_be_read_now_is_not_left_out_for_ever(root, monkeypatch, cache):
+    def forbidden(path, *_, **__):
+        raise InputError(f"{path}: cannot be read: Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared, "read_picture", forbidden)
+        with pytest.raises(InputError, match=r"1.png: cannot be read: Permission denied$"):
+            load(root, most_broken=1.0)
+    assert not list(cache.glob("*.uint8")) and len(load(root).images) == 8
+
+
+def test_a_class_without_a_picture_that_can_be_read_is_an_error(root):
+    (root / "bats").mkdir()
+    (root / "bats/1.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"pictures/bats: none of its pictures can be read: .*bats/1.png: not"):
+        load(root, most_broken=0.5)
+
+
+def test_folders_of_odd_names(tmp_path):
+    """With what a pattern means by it, too long, and two that look alike when they are printed."""
+    for name in ("a[1-9]", "x" * 250):
+        write_image(tmp_path / name / "1.png")
+        load(tmp_path / name)
+        write_image(tmp_path / name / "2.png")
+        assert len(load(tmp_path / name).images) == 2
+        assert len(list(prepared.CACHE.glob(f"{name[0]}*.uint8"))) == 1
+    for i, odd in enumerate((b"\xe4", b"\xf6")):
+        write_image(Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd/" + odd)) / "1.png", value=i)
+    data = load(tmp_path / "odd")
+    assert data.class_names == ["\ufffd", "\ufffd"] and data.labels.tolist() == values(data) == [0, 1]
+
+
 def test_workers_decode_what_one_process_does(root, monkeypatch):
     for i in range(100):
         write_image(root / f"birds/{i:03}.png", 10 + i, 40, i)

@@ -5,7 +5,25 @@ import pytest
 import torch
 
 from utils.errors import InputError
+from utils.files import disk
 from utils.files.disk import append_line, locked, write_atomically
+
+
+def test_a_lock_that_is_deleted_with_its_run_locks_no_longer(tmp_path, monkeypatch):
+    """Whoever opened it before, and gets it afterwards, takes the one that lies there now."""
+    real, opened = disk.fcntl.flock, []
+
+    def flock(file, how):
+        if not opened:  # while this process waited, another deleted the run and its lock
+            (tmp_path / ".lock").unlink()
+        opened.append(file)
+        real(file, how)
+
+    monkeypatch.setattr(disk.fcntl, "flock", flock)
+    with locked(tmp_path):
+        assert len(opened) == 2
+        with pytest.raises(InputError, match="another process is writing there"), locked(tmp_path):
+            pass
 
 
 class FullDisk:

@@ -97,12 +97,12 @@ THESE = TrainedOn(data_hash="these", class_names=["a"])
 
 def test_other_images_are_another_run(tmp_path):
     loop = make_loop(tmp_path, num_steps=10)
-    loop.run.require_data(THESE)
+    loop.run.use_data(THESE)
     take_steps(loop)
     assert torch.load(tmp_path / "diffusion-10.pt", weights_only=True)["trained_on"] == THESE.model_dump()
-    Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data(THESE)
+    Run.open(tmp_path, {"a": 1}, 20, may_grow=True).use_data(THESE)
     with pytest.raises(InputError, match="the images or their classes have changed since"):
-        Run.open(tmp_path, {"a": 1}, 20, may_grow=True).require_data(THESE.model_copy(update={"data_hash": "those"}))
+        Run.open(tmp_path, {"a": 1}, 20, may_grow=True).use_data(THESE.model_copy(update={"data_hash": "those"}))
 
 
 def test_another_teacher_is_called_by_its_path(tmp_path):

@@ -9,7 +9,7 @@ from utils.checkpoints import TrainedOn
 from utils.data.image_set import ImageSet, to_unit_range
 from utils.process.randomness import seed_of
 
-MOST_CLASS_NAMES = 10_000  # that checkpoints keep: some sets have a class for each of a million people
+MOST_CLASS_NAMES, MOST_LETTERS = 10_000, 500_000  # that checkpoints keep: a set may have a class for each of a million
 
 
 class ImageData:
@@ -28,7 +28,7 @@ class ImageData:
         random_flip: bool,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
     ):
-        class_names = data.class_names if with_classes and len(data.class_names) <= MOST_CLASS_NAMES else []
+        class_names = data.class_names if with_classes and names_are_few(data.class_names) else []
         self.description = TrainedOn(data_hash=data.hash, class_names=class_names)
         # Mapped images stay where they are; others are moved whole, so that no step waits for them.
         self.images, self.let_go = data.images if data.let_go else data.images.to(device), data.let_go
@@ -64,6 +64,11 @@ class ImageData:
         if device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def names_are_few(names: list[str]) -> bool:
+    """Whether a checkpoint keeps these names of classes."""
+    return len(names) <= MOST_CLASS_NAMES and sum(map(len, names)) <= MOST_LETTERS
 
 
 def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:

@@ -56,8 +56,7 @@ def find_pictures(root: Path, key: str) -> list[Picture]:
     are not followed.
 
     Raises:
-        InputError: there is no such folder, or no picture in it, or there are pictures both in subfolders and beside
-            them; `key` names the folder in the configuration.
+        InputError: there is no such folder, or no picture in it; `key` names the folder in the configuration.
     """
     if not root.is_dir():
         raise InputError(f"{key}: {root.absolute()}: no such folder")
@@ -80,11 +79,7 @@ def find_pictures(root: Path, key: str) -> list[Picture]:
         raise InputError(f"{key}: {root.absolute()}: no pictures there, {found}; such as .png, .jpg, .webp or .tif")
     if skipped:
         print(f"{root}: skipped, no pictures: {skipped}")
-    pictures.sort()
-    if not pictures[0].class_name and pictures[-1].class_name:
-        loose = root / printable(pictures[0].path)
-        raise InputError(f"{loose}: lies beside the subfolders, which are the classes; move it into one of them")
-    return pictures
+    return sorted(pictures)
 
 
 def _visible_files(root: str) -> Iterator[tuple[os.DirEntry, str]]:

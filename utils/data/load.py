@@ -14,7 +14,7 @@ from utils.data.image_set import ImageSet, fit
 from utils.data.prepared import load_folder
 from utils.errors import InputError
 from utils.files import remove_if_empty
-from utils.process.distributed import rank_zero_first
+from utils.process.distributed import all_gather, rank_zero_first
 
 TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
 
@@ -29,6 +29,8 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     """
     settings = config.data
     data = load_images(settings)
+    if len(set(all_gather(data.hash))) > 1:
+        raise InputError("data.root: the processes see different images; all machines need the same, in the same order")
     require_num_classes(data, config)
     with_classes = config.network.num_classes > 0
     return ImageData(data, with_classes=with_classes, seed=config.seed, random_flip=settings.random_flip, device=device)
@@ -68,7 +70,7 @@ def load_images(settings: DataSettings, *, test: bool = False) -> ImageSet:
     return load_folder(root, "data.root", settings)
 
 
-def require_same_classes(test: ImageSet, training: ImageSet) -> None:
+def require_classes_of_both(test: ImageSet, training: ImageSet) -> None:
     """Refuses test images of other classes than the training images, as two folders may have.
 
     Raises:

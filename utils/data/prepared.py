@@ -9,6 +9,7 @@ The index is written last: where there is one, and as many images as it says, th
 made anew.
 """
 
+import glob
 import hashlib
 import mmap
 import os
@@ -23,11 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from utils.config import Count, Section
 from utils.config import Data as DataSettings
-from utils.config import NonNegativeInt, Section
 from utils.data.folder import MOST_NAMES, Picture, find_pictures, printable
 from utils.data.image_set import ImageSet, content_hash, fit
-from utils.data.picture import read_picture
+from utils.data.picture import NoPicture, read_picture
 from utils.errors import InputError
 from utils.files import CACHE, delete_files, locked, read_if_there, write_atomically
 
@@ -42,20 +43,21 @@ class Index(Section):
 
     Attributes:
         identity: what went in.
-        classes: the number of images of each class, in the order of the images.
+        class_names, counts: the classes, and how many images each has, in the order of the images.
         broken: a message for each picture that cannot be read.
         hash: of the images and their classes, see `content_hash`.
     """
 
     identity: str
-    classes: dict[str, NonNegativeInt]
+    class_names: list[str]
+    counts: list[Count]
     broken: list[str]
     hash: str
 
 
 @dataclass(frozen=True)
 class Folder(Dataset):
-    """The pictures of a folder; item i is the bytes of uint8 [C, H, W], or a text that says why it cannot be read."""
+    """The pictures of a folder; item i is the bytes of uint8 [C, H, W], or says why it cannot be read."""
 
     root: Path
     pictures: list[Picture]
@@ -64,12 +66,12 @@ class Folder(Dataset):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, index: int) -> bytes | str:
+    def __getitem__(self, index: int) -> bytes | InputError:
         size, channels, background = self.settings.image_size, self.settings.num_channels, self.settings.background
         try:
             picture = read_picture(self.root / self.pictures[index].path, channels, background, at_least=2 * size)
         except InputError as error:
-            return str(error)
+            return error
         return fit(picture[None], size, channels).numpy().tobytes()
 
     def shape(self, count: int) -> tuple[int, int, int, int]:
@@ -79,7 +81,7 @@ class Folder(Dataset):
     def place(self) -> str:
         """The beginning of the names of what it becomes: of the folder and the settings, not of its pictures."""
         what = (VERSION, str(self.root.resolve()), self.shape(0), self.settings.background)
-        return f"{printable(self.root.resolve().name)}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
+        return f"{printable(self.root.resolve().name)[:40]}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
 
     def identity(self) -> str:
         """The whole name: it changes with any picture, too."""
@@ -106,17 +108,21 @@ def load_folder(root: Path, key: str, settings: DataSettings) -> ImageSet:
         with locked(CACHE, wait=True):
             index = _read_index(path, folder) or _prepare(path, folder)  # another process may have been faster
     _report(folder, index)
-    labels = torch.arange(len(index.classes)).repeat_interleave(torch.tensor(list(index.classes.values())))
-    images, let_go = _map(path, folder.shape(len(labels)))
-    class_names = [name for name in index.classes if name]  # pictures in the root itself are of no class
-    return ImageSet(images, labels, class_names, index.hash, let_go)
+    images, let_go = _map(path, folder.shape(sum(index.counts)))
+    if "" in index.class_names:  # there are pictures beside the subfolders, so these are no classes
+        return ImageSet(images, torch.zeros(len(images), dtype=torch.long), [], index.hash, let_go)
+    return ImageSet(images, _labels(index.counts), index.class_names, index.hash, let_go)
+
+
+def _labels(counts: list[int]) -> Tensor:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
 def _read_index(path: Path, folder: Folder) -> Index | None:
     """The index of the images at `path`; None if they are of other pictures, or not whole."""
     try:
         index = Index.model_validate_json(read_if_there(path.with_suffix(".json")) or "")
-        whole = path.stat().st_size == torch.Size(folder.shape(sum(index.classes.values()))).numel()
+        whole = path.stat().st_size == torch.Size(folder.shape(sum(index.counts))).numel()
     except (OSError, ValueError):
         return None
     return index if whole and index.identity == path.stem else None
@@ -124,26 +130,31 @@ def _read_index(path: Path, folder: Folder) -> Index | None:
 
 def _prepare(path: Path, folder: Folder) -> Index:
     """Decodes all pictures and writes both files; what the same folder has become before is deleted."""
-    delete_files(CACHE, ".*.uint8.tmp", f"{folder.place()}-*.json", f"{folder.place()}-*.uint8")
-    classes, broken = dict.fromkeys((picture.class_name for picture in folder.pictures), 0), []
+    place = glob.escape(folder.place())
+    delete_files(CACHE, ".*.uint8.tmp", f"{place}-*.json", f"{place}-*.uint8")
+    counts, broken = dict.fromkeys((picture.class_name for picture in folder.pictures), 0), []
 
     def write(file: BinaryIO) -> None:
-        workers = 0 if len(folder) <= FEW_PICTURES else os.cpu_count()
+        workers = 0 if len(folder) <= FEW_PICTURES else num_processors()
         batches = DataLoader(folder, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=list)
         decoded = tqdm(chain.from_iterable(batches), f"preparing {folder.root}", len(folder), False, unit="picture")
         for picture, content in zip(folder.pictures, decoded, strict=True):
-            if isinstance(content, str):
-                broken.append(content)
+            if isinstance(content, NoPicture):
+                broken.append(str(content))
                 _require_few(broken, folder)
+            elif isinstance(content, InputError):
+                raise content
             else:
                 file.write(content)
-                classes[picture.class_name] += 1
+                counts[picture.class_name] += 1
+        for name, count in counts.items():
+            if count == 0:
+                raise InputError(f"{folder.root / printable(name)}: none of its pictures can be read: {broken[0]}")
 
     write_atomically(path, write)
-    images, _ = _map(path, folder.shape(sum(classes.values())))
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(classes.values())))
-    names = {printable(name): count for name, count in classes.items()}
-    index = Index(identity=path.stem, classes=names, broken=broken, hash=content_hash(images, labels))
+    about = {"class_names": [printable(name) for name in counts], "counts": list(counts.values()), "broken": broken}
+    images, _ = _map(path, folder.shape(sum(counts.values())))
+    index = Index(identity=path.stem, **about, hash=content_hash(images, _labels(about["counts"])))
     write_atomically(path.with_suffix(".json"), lambda file: file.write(index.model_dump_json().encode()))
     return index
 
@@ -167,10 +178,17 @@ def _report(folder: Folder, index: Index) -> None:
         _require_few(index.broken, folder)
         messages = "; ".join(index.broken[:MOST_MESSAGES]) + "; ..." * (len(index.broken) > MOST_MESSAGES)
         print(f"{folder.root}: {len(index.broken)} left out: {messages}")
-    names = [f"{i} {name}" for i, name in enumerate(index.classes) if name]
-    shown = ", ".join(names[:MOST_NAMES] + ["..."] * (len(names) > MOST_NAMES))
-    count = sum(index.classes.values())
-    print(f"{folder.root}: {count} pictures{f' in {len(names)} classes: {shown}' if names else ''}")
+    names = [f"{i} {name}" for i, name in enumerate(index.class_names)]
+    shown = f" in {len(names)} classes: {', '.join(names[:MOST_NAMES] + ['...'] * (len(names) > MOST_NAMES))}"
+    if "" in index.class_names:
+        loose = printable(folder.pictures[0].name)
+        shown = f", some beside the subfolders ({loose}), so these are no classes" if len(names) > 1 else ""
+    print(f"{folder.root}: {sum(index.counts)} pictures{shown}")
+
+
+def num_processors() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], object]]:

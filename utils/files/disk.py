@@ -141,6 +141,9 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         try:
             file = opened.enter_context(open(folder / LOCK_NAME, "w"))
             _lock(file, folder, wait)
+            while not _is_there(file, folder / LOCK_NAME):  # whoever had it has deleted it with the run
+                file = opened.enter_context(open(folder / LOCK_NAME, "w"))
+                _lock(file, folder, wait)
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise _cannot_be_written(folder / LOCK_NAME, error) from error
@@ -158,6 +161,13 @@ def _lock(file: TextIO, folder: Path, wait: bool) -> None:
             raise InputError(f"{folder}: another process is writing there; wait, or choose another folder") from error
         print(f"{folder}: another process is writing there; waiting for it")
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def _is_there(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def prepare_folder(folder: Path) -> None:

@@ -27,8 +27,8 @@ from utils.errors import InputError
 
 # When a process ends, the others notice at once; when a machine is lost, after so long without an answer in a step.
 STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
-# One rank may fetch data, or write a checkpoint, while the others wait.
-LONGEST_WAIT = timedelta(hours=1)
+# One rank may fetch and prepare data, or write a checkpoint, while the others wait.
+LONGEST_WAIT = timedelta(hours=12)
 
 SIGNS_OF_A_LOST_PEER = ("closed by peer", "reset by peer", "connection reset", "broken pipe", "timed out", "timeout")
 

@@ -34,7 +34,11 @@ class SignalWatch:
         self.received: int | None = None
 
     def __enter__(self) -> Self:
-        self._previous = {signum: signal.signal(signum, self._receive) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {
+            signum: signal.signal(signum, self._receive)
+            for signum in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(signum) is not signal.SIG_IGN  # as a shell has it for what runs in its background
+        }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ The folder holds `training_state.pt` (what continuing needs), `diffusion-<step>.
 belongs to its step is there; where there is a state, the rest can be made from it.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ WITHOUT_EFFECT |= {
     for section in ("training", "distillation")
     for key in ("accumulation_steps", "save_and_sample_every_n", "checkpoint_every_minutes", "log_every_n")
 }
-KEEP = "the same value continues it, another --output_dir begins another run beside it, --restart deletes it"
+BESIDE = "another --output_dir begins another run beside it, --restart deletes it"
+KEEP = f"the same value continues it, {BESIDE}"
 
 
 class Computed(Section):
@@ -80,7 +82,7 @@ class Run:
         state: what the last process saved in the folder, None before anything has been saved.
         sampling_steps: what the model is distilled for, None for an undistilled model.
         guidance: the range of guidance scales that the model is distilled for, None for one that takes none.
-        trained_on: the images, None until `require_data` has been asked.
+        trained_on: the images, None until `use_data` has been called.
     """
 
     folder: Path
@@ -102,24 +104,26 @@ class Run:
 
     @classmethod
     def of_student(
-        cls, folder: Path, config: Config, teacher: Checkpoint, sampling_steps: int, *, restart: bool
+        cls, folder: Path, config: Config, teacher: Checkpoint, sampling_steps: int | None, *, restart: bool
     ) -> "Run":
-        """The run of distill.py for the student of so many sampling steps; see `open`."""
+        """The run of distill.py for the student of so many sampling steps, or, with None, for the conversion.
+
+        See `open`.
+        """
         settings = config.distillation
-        identity = _identity_of_learner(config, teacher, settings.initial_learning_rate(sampling_steps))
+        apart = {
+            "num_training_steps_per_iteration",
+            "learning_rate",
+            "num_conversion_steps",
+            "conversion_learning_rate",
+        }
+        identity = config.model_dump(exclude={"sampling": True, "training": True, "distillation": apart})
+        identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
+        identity |= {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
         identity["sampling_steps"] = sampling_steps
         num_steps = settings.num_training_steps(sampling_steps)
         run = cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
-        run.guidance = teacher.guidance
-        return run
-
-    @classmethod
-    def of_conversion(cls, folder: Path, config: Config, teacher: Checkpoint, *, restart: bool) -> "Run":
-        """The run of distill.py before the halvings, in which a student learns guidance; see `open`."""
-        settings = config.distillation
-        identity = _identity_of_learner(config, teacher, settings.conversion_learning_rate)
-        run = cls.open(folder, identity, settings.num_conversion_steps, restart=restart)
-        run.guidance = settings.guidance
+        run.guidance = teacher.guidance or settings.guidance
         return run
 
     @classmethod
@@ -163,15 +167,15 @@ class Run:
             before = str(state["identity"].get("teacher_path", "another file"))[:200]
             raise InputError(
                 f"{path}: belongs to another run: its teacher was {before}, with other contents than "
-                f"{identity.get('teacher_path')} has now; {KEEP}"
+                f"{identity.get('teacher_path')} has now; {BESIDE}"
             )
         for difference in differences(there, here):
             raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
         _require_num_steps(path, state, num_steps, may_grow)
         return cls(folder, identity, num_steps, state, sampling_steps)
 
-    def require_data(self, data: TrainedOn) -> None:
-        """Refuses other images or classes than those that the run began with.
+    def use_data(self, data: TrainedOn) -> None:
+        """Refuses other images or classes than those that the run began with; its checkpoints will name them.
 
         Raises:
             InputError: they are others.
@@ -180,7 +184,7 @@ class Run:
         if before not in (None, data.data_hash):
             raise InputError(
                 f"{self.state_path}: the images or their classes have changed since: a picture or a folder more or "
-                f"less, or other pixels; {KEEP}"
+                f"less, or other pixels; {BESIDE}"
             )
         self.identity["data_hash"] = data.data_hash
         self.trained_on = data
@@ -220,14 +224,6 @@ class Run:
         return self.state is not None and self.state["step"] == self.num_steps and self.has_checkpoint(self.num_steps)
 
 
-def _identity_of_learner(config: Config, teacher: Checkpoint, learning_rate: float) -> dict[str, Any]:
-    """What the runs of distill.py have in common."""
-    apart = {"num_training_steps_per_iteration", "learning_rate", "num_conversion_steps", "conversion_learning_rate"}
-    identity = config.model_dump(exclude={"sampling": True, "training": True, "distillation": apart})
-    identity["distillation"]["learning_rate"] = learning_rate
-    return identity | {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
-
-
 def damaged(path: Path, problem: str) -> InputError:
     """The error of a training state that cannot be used."""
     return InputError(
@@ -260,7 +256,9 @@ def delete_run(folder: Path) -> None:
     """
     with locked(folder):
         delete_files(folder, *RUN_FILES)
-    delete_files(folder, LOCK_NAME)  # closed by now, or Windows would not let it go
+        if os.name == "posix":  # while it is locked, or another process could take it in between
+            delete_files(folder, LOCK_NAME)
+    delete_files(folder, LOCK_NAME)  # Windows knows no locks, and does not let an open file go
 
 
 def student_folders(folder: Path) -> list[tuple[Path, int, int]]:
