@@ -31,9 +31,10 @@ from models.samplers import ddim
 from utils import cli
 from utils.checkpoints import build_model
 from utils.compute import DISTILLATION_PASSES, FORWARD_PASSES, TRAINING_PASSES, Compute, forward_flop
-from utils.config import Config, Optimization, load_config
+from utils.config import load_config
 from utils.errors import InputError
 from utils.process.distributed import world_size
+from utils.schema import Config, Optimization
 from utils.training.trainer import Trainer
 
 try:

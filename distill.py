@@ -23,12 +23,13 @@ from models.guidance import guided, random_scales
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import DISTILLATION_PASSES, Compute
-from utils.config import Config, load_config
+from utils.config import load_config
 from utils.data.batches import ImageData
 from utils.data.load import load_data
 from utils.errors import InputError
 from utils.files import locked
 from utils.process.timing import Stopwatch
+from utils.schema import Config
 from utils.training.log import table
 from utils.training.loop import TrainingLoop
 from utils.training.run import BESIDE, CONVERSION_NAME, Run, delete_students, require_same_students

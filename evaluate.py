@@ -21,14 +21,15 @@ from tqdm import tqdm
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import FORWARD_PASSES, Compute
-from utils.config import Config, load_config
+from utils.config import load_config
 from utils.data.load import load_images, require_classes_of_both, require_num_classes
 from utils.errors import InputError
 from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
 from utils.evaluation.metrics import EXTRACTORS
-from utils.evaluation.report import COLUMNS, cells_of, draw_figure, line_of
+from utils.evaluation.report import COLUMNS, cells_of, draw_figure, draw_trade_off, line_of
 from utils.evaluation.results import Results
 from utils.files import locked
+from utils.schema import Config
 from utils.training.run import latest_checkpoint, student_folders
 
 SAMPLERS = ["ddim", "ancestral"]
@@ -64,6 +65,16 @@ def parse_arguments() -> argparse.Namespace:
         default=SAMPLERS,
         metavar="NAMES",
         help="of the teacher: ddim,ancestral or one of them (default: both); students are sampled by DDIM",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="SCALE",
+        help="guidance scales, for models that can be guided; with several, the table is whole for the first, the "
+        "others are of the teacher at its most steps and of the students, and a second figure shows FID against the "
+        "share of right classes (default: 1)",
     )
     parser.add_argument(
         "--features",
@@ -127,11 +138,21 @@ def choose_candidates(
         )
         between = {student.default_sampling_steps for student in students if student.default_sampling_steps < most}
         ddim_steps = sorted({*ddim_steps, *between}, reverse=True)
-    candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
-    for sampler, chosen in (("ddim", ddim_steps), ("ancestral", ancestral_steps)):
-        if sampler in arguments.samplers:
-            candidates += [Candidate("teacher", arguments.teacher, sampler, steps) for steps in chosen]
-    return candidates + [Candidate("distilled", one.path, "ddim", one.default_sampling_steps) for one in students]
+    candidates, teacher = [TRAINING_IMAGES, UNIFORM_NOISE], evaluation.teacher
+    for guidance in dict.fromkeys(arguments.guidance):
+        is_first = guidance == arguments.guidance[0]
+        for sampler, chosen in (("ddim", ddim_steps), ("ancestral", ancestral_steps)):
+            if sampler in arguments.samplers and (is_first or sampler == "ddim"):
+                few = chosen if is_first or arguments.sampling_steps else chosen[:1]
+                candidates += [candidate_of("teacher", teacher, sampler, steps, guidance) for steps in few]
+        for student in students:
+            candidates.append(candidate_of("distilled", student, "ddim", student.default_sampling_steps, guidance))
+    return candidates
+
+
+def candidate_of(name: str, checkpoint: Checkpoint, sampler: str, steps: int, guidance: float) -> Candidate:
+    """A row of the table."""
+    return Candidate(name, checkpoint.path, sampler, steps, guidance, checkpoint.evaluations_per_step(guidance))
 
 
 def main() -> None:
@@ -142,6 +163,9 @@ def main() -> None:
     teacher = load_checkpoint(arguments.teacher)
     teacher.require_same_model(config, arguments.config_path)
     students = find_students(arguments, config)
+    for checkpoint in [teacher, *students]:
+        for scale in arguments.guidance:
+            checkpoint.require_guidance(scale)
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
     Results(folder / "results.json")  # is refused before anything is written
@@ -191,7 +215,9 @@ def main() -> None:
             rows.append((candidate, found))
             tqdm.write(line_of(cells_of(candidate, found, baseline)))
         draw_figure(rows, title, folder / "fid.png")
-    print(f"wrote {folder / 'results.json'} and {folder / 'fid.png'}")
+        if len(set(arguments.guidance)) > 1:
+            draw_trade_off(rows, title, folder / "guidance.png")
+    print(f"wrote results.json and the figures to {folder}")
 
 
 if __name__ == "__main__":

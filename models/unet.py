@@ -18,30 +18,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.blocks import Attention, GroupNorm, ResidualBlock, modulate, zero_init
 from models.diffusion import NO_CLASS
 from models.noise_schedule import angle_of
 
 GUIDANCE_SCALE = 100.0  # times the guidance scale enters the sinusoids: 1 to 4 are then some turns of the fastest
-
-
-class GroupNorm(nn.GroupNorm):
-    """In float32, whatever the network computes in: more exact, and on a CPU several times as fast as in bfloat16."""
-
-    def __init__(self, channels: int):
-        """At most 32 groups of at least 4 channels each, where the number of channels lets itself be divided so."""
-        groups = max((g for g in range(1, 33) if channels % g == 0 and channels // g >= 4), default=1)
-        super().__init__(groups, channels)
-
-    def forward(self, h: Tensor) -> Tensor:
-        """h [B, channels, H, W] to the same shape and type."""
-        return super().forward(h.float()).to(h.dtype)
-
-
-def zero_init(layer: nn.Module) -> nn.Module:
-    """Sets the parameters of a branch's last layer to 0: the network begins as a chain of its skip connections."""
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
-    return layer
 
 
 def sinusoids(position: Tensor, features: int) -> Tensor:
@@ -50,81 +31,6 @@ def sinusoids(position: Tensor, features: int) -> Tensor:
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=position.device) / max(half - 1, 1))
     angles = position[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask depends on an image's index in the global batch, and not on the rank that computes it.
-
-    So a global batch may be sharded, or computed in micro-batches, with the same result. Element e of image
-    b is kept where a_e b + c_e mod 2^32, for random a and c, exceeds a threshold: elements are independent, and images
-    pairwise (Dietzfelbinger 1996, Universal hashing and k-wise independent random variables).
-    """
-
-    def __init__(self, probability: float):
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, h: Tensor, index: Tensor) -> Tensor:
-        """h [B, C, H, W] and each image's index [B], int32, to [B, C, H, W]; nothing is dropped in evaluation mode."""
-        if not self.training or self.probability == 0:
-            return h
-        _, channels, height, width = h.shape
-        table = torch.randint(-(2**31), 2**31, (2, height, width, channels), dtype=torch.int32, device=h.device)
-        a, c = table.permute(0, 3, 1, 2)  # channels last, as h
-        keep = torch.addcmul(c, a, index[:, None, None, None]) >= round((self.probability - 0.5) * 2**32)
-        return h * (keep / (1 - self.probability)).to(h.dtype)
-
-
-def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
-    """h [B, C, H, W] scaled and shifted by the two halves of [B, 2 C]; not at all by zeros."""
-    scale, shift = scale_shift[:, :, None, None].chunk(2, dim=1)
-    return h * (1 + scale) + shift
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions around a norm that the embedding scales and shifts, and a skip connection."""
-
-    def __init__(self, in_channels: int, out_channels: int, embedding: int, dropout: float):
-        super().__init__()
-        self.norm_in = GroupNorm(in_channels)
-        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.scale_shift = nn.Linear(embedding, 2 * out_channels)
-        self.norm_out = GroupNorm(out_channels)
-        self.dropout = Dropout(dropout)
-        self.conv_out = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, h: Tensor, embedding: Tensor, index: Tensor) -> Tensor:
-        """h [B, in_channels, H, W], embedding [B, E] and indices [B] to [B, out_channels, H, W]."""
-        r = self.conv_in(F.silu(self.norm_in(h)))
-        r = modulate(self.norm_out(r), self.scale_shift(embedding))
-        return self.skip(h) + self.conv_out(self.dropout(F.silu(r), index))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for [B, heads, pixels, d]."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # where PyTorch's own takes half as long again
-        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-class Attention(nn.Module):
-    """Self-attention between the pixels of an image."""
-
-    def __init__(self, channels: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = GroupNorm(channels)
-        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.to_out = zero_init(nn.Conv2d(channels, channels, 1))
-
-    def forward(self, h: Tensor) -> Tensor:
-        """[B, channels, H, W] to the same shape."""
-        q, k, v = rearrange(
-            self.to_qkv(self.norm(h)), "b (three n d) y x -> three b n (y x) d", three=3, n=self.num_heads
-        )
-        attended = attend(q, k, v)
-        return h + self.to_out(rearrange(attended, "b n (y x) d -> b (n d) y x", y=h.shape[2]))
 
 
 class Stage(nn.Module):
@@ -153,6 +59,7 @@ class UNet(nn.Module):
         num_residual_blocks: residual blocks a level on the way down (one more on the way up).
         attention_resolutions: sizes of the feature maps at which there is attention; always at the smallest.
         num_heads: attention heads; must divide the channels there.
+        resample_blocks: whether residual blocks halve and double the images between levels, and not convolutions.
         patch_size: patches of so many pixels each way are folded into channels: 2 makes a quarter of the work.
         dropout: probability, in every residual block.
         time_scale: the noise angle in [0, 1] times this enters the sinusoids. They turn slowly: with a scale of 1
@@ -177,6 +84,7 @@ class UNet(nn.Module):
         num_residual_blocks: int,
         attention_resolutions: list[int],
         num_heads: int = 1,
+        resample_blocks: bool = False,
         patch_size: int = 1,
         dropout: float = 0.0,
         time_scale: float = 1000.0,
@@ -208,7 +116,11 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             if level > 0:
-                self.down.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+                self.down.append(
+                    ResidualBlock(channels, channels, embedding, dropout, "down")
+                    if resample_blocks
+                    else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+                )
                 size //= 2
                 kept.append(channels)
             for _ in range(num_residual_blocks):
@@ -229,7 +141,11 @@ class UNet(nn.Module):
                 self.up.append(stage(channels + kept.pop(), multiplier * features, size))
                 channels = multiplier * features
             if level > 0:
-                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1)))
+                self.up.append(
+                    ResidualBlock(channels, channels, embedding, dropout, "up")
+                    if resample_blocks
+                    else nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
+                )
                 size *= 2
 
         self.norm_out = GroupNorm(channels)
@@ -280,12 +196,15 @@ class UNet(nn.Module):
         h = self.conv_in(rearrange(z, "b c (y p) (x q) -> b (c p q) y x", p=self.patch_size, q=self.patch_size))
         kept = [h]
         for layer in self.down:
-            h = layer(h, embedding, index) if isinstance(layer, Stage) else layer(h)
+            h = layer(h, embedding, index) if isinstance(layer, Stage | ResidualBlock) else layer(h)
             kept.append(h)
         for layer in self.middle:
             h = layer(h, embedding, index)
         for layer in self.up:
-            h = layer(torch.cat([h, kept.pop()], dim=1), embedding, index) if isinstance(layer, Stage) else layer(h)
+            if isinstance(layer, Stage):
+                h = layer(torch.cat([h, kept.pop()], dim=1), embedding, index)
+            else:
+                h = layer(h, embedding, index) if isinstance(layer, ResidualBlock) else layer(h)
         return h
 
     def for_inference(self) -> "UNet":

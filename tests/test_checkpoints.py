@@ -4,11 +4,11 @@ import pickle
 import pytest
 import torch
 
+from models.blocks import Dropout
 from models.diffusion import Diffusion
-from models.unet import Dropout
 from utils.checkpoints import FORMAT_VERSION, TrainedOn, build_model, load_checkpoint, save_checkpoint
-from utils.config import Config
 from utils.errors import InputError
+from utils.schema import Config
 
 CPU = torch.device("cpu")
 CONFIG = Config.model_validate(
@@ -49,7 +49,7 @@ def test_what_is_saved_is_what_is_loaded(path, model):
 
 def test_an_undistilled_model_is_sampled_with_1024_steps(path, model):
     assert load_checkpoint(path).default_sampling_steps == 16
-    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=None, trained_on=None)
+    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=None)
     assert load_checkpoint(path).default_sampling_steps == 1024
 
 

@@ -14,9 +14,9 @@ from conftest import ROOT
 
 from utils import cli
 from utils.compute import Compute
-from utils.config import Config
 from utils.errors import InputError
 from utils.process import distributed
+from utils.schema import Config
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from test_sampling import lesson
 from models.unet import UNet
 from utils import compute
 from utils.compute import Compute, forward_flop
-from utils.config import Config
+from utils.schema import Config
 
 CPU = torch.device("cpu")
 

@@ -4,8 +4,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from utils.config import Config, Training, differences, load_config
+from utils.config import differences, load_config
 from utils.errors import InputError
+from utils.schema import Config, Training
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MINIMAL = "data: {name: MNIST, image_size: 32, num_channels: 1}\n"

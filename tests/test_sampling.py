@@ -3,8 +3,8 @@ import torch
 
 from models.diffusion import Diffusion
 from utils.checkpoints import build_model
-from utils.config import Config
 from utils.sampling import draw_samples
+from utils.schema import Config
 
 CPU = torch.device("cpu")
 

@@ -2,9 +2,13 @@ import itertools
 
 import pytest
 import torch
+from conftest import ROOT
 
+from models.blocks import Dropout, GroupNorm, ResidualBlock
 from models.noise_schedule import CosineSchedule
-from models.unet import Dropout, GroupNorm, UNet, sinusoids
+from models.unet import UNet, sinusoids
+from utils.checkpoints import build_model
+from utils.config import load_config
 
 SMALL = {
     "image_size": 16,
@@ -166,3 +170,37 @@ def test_groups_divide_any_number_of_channels(channels):
     norm = GroupNorm(channels)
     assert channels % norm.num_groups == 0 and norm.num_groups <= 32
     assert channels // norm.num_groups >= min(4, channels)
+
+
+def test_the_network_of_the_authors_for_cifar10_has_the_parameters_counted_by_hand():
+    f, e = 256, 1024
+
+    def convolution(i: int, o: int, size: int) -> int:
+        return i * o * size**2 + o
+
+    def block(i: int) -> int:  # two norms, two convolutions, the embedding's scale and shift, and a skip
+        skip = 0 if i == f else convolution(i, f, 1)
+        return 2 * i + convolution(i, f, 3) + (e * 2 * f + 2 * f) + 2 * f + convolution(f, f, 3) + skip
+
+    attention = 2 * f + convolution(f, 3 * f, 1) + convolution(f, f, 1)
+    time = (f * e + e) + (e * e + e)
+    down = 3 * block(f) + 2 * (block(f) + 3 * (block(f) + attention))  # at 32; a block that halves, at 16; at 8
+    middle = block(f) + attention + block(f)
+    up = 2 * (4 * (block(2 * f) + attention) + block(f)) + 4 * block(2 * f)  # at 8, a block that doubles; at 16; at 32
+    out = 2 * f + (e * 2 * f + 2 * f) + convolution(f, 3, 3) + (e * 3 + 3)
+    config = load_config(ROOT / "configs/cifar10_32x32_v_continuous.yaml")
+    network = build_model(config, torch.device("meta")).network
+    by_hand = time + convolution(3, f, 3) + down + middle + up + out
+    assert sum(parameter.numel() for parameter in network.parameters()) == by_hand
+    assert network(torch.zeros(2, 3, 32, 32, device="meta"), torch.zeros(2, device="meta")).shape == (2, 3, 32, 32)
+
+
+def test_blocks_halve_and_double_the_images_on_both_ways():
+    block = ResidualBlock(4, 4, 8, 0.0, "down")
+    h = torch.randn(2, 4, 8, 8)
+    found = block(h, torch.zeros(2, 8), torch.zeros(2))  # the second convolution begins at zero
+    torch.testing.assert_close(found, h.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5)))
+    found = ResidualBlock(4, 4, 8, 0.0, "up")(h, torch.zeros(2, 8), torch.zeros(2))
+    assert torch.equal(found, h.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    z = torch.randn(2, 1, 16, 16)
+    assert awake(UNet(**SMALL, resample_blocks=True))(z, torch.zeros(2)).shape == z.shape

@@ -15,19 +15,11 @@ from torch import Tensor
 from models.diffusion import Diffusion
 from models.noise_schedule import SCHEDULES
 from models.unet import UNet
-from utils.config import (
-    LARGEST_SCALE,
-    Config,
-    Count,
-    NonNegativeInt,
-    ScaleRange,
-    Section,
-    differences,
-    explain,
-)
+from utils.config import differences, explain
 from utils.errors import InputError
 from utils.files import read_torch_file, sha256, write_atomically
 from utils.files.torch_file import require_like
+from utils.schema import LARGEST_SCALE, Config, Count, NonNegativeInt, ScaleRange, Section
 
 MOST_NAMES = 20  # of classes, that are printed
 FORMAT_VERSION = 2  # version 1 did not say what the model was trained on; it is read, too
@@ -105,6 +97,10 @@ class Checkpoint:
     def default_guidance(self) -> float:
         """The guidance scale to sample it with: that of its configuration, or the nearest that it can be given."""
         return possible_guidance(self.config, self.sampling_steps, self.guidance, self.config.sampling.guidance)
+
+    def evaluations_per_step(self, guidance: float) -> int:
+        """How often its network is evaluated in a step of a sampler, at a guidance scale."""
+        return 1 if guidance == 1 or self.guidance else 2
 
     @property
     def class_names(self) -> list[str]:

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.diffusion import Diffusion
 from utils.checkpoints import build_model
-from utils.config import Config
 from utils.process import distributed
+from utils.schema import Config
 
 # Compiling takes a minute or two. On a CPU it then makes sampling up to a fifth faster, and training slower
 # (docs/experiments.md); with less to do than this, in floating-point operations, it does not pay.

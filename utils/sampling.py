@@ -11,9 +11,9 @@ from tqdm import tqdm
 from models.diffusion import Diffusion
 from models.guidance import guided
 from models.samplers import ancestral, ddim
-from utils.config import Config
 from utils.process.distributed import distributed_map, tasks_per_rank
 from utils.process.randomness import SampleNoise
+from utils.schema import Config
 
 
 def batches_of(count: int, batch_size: int) -> list[range]:

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.config import Config, Data
 from utils.data import prepared
 from utils.data.folder import picture_formats
 from utils.data.load import load_data, load_images, require_classes_of_both
 from utils.data.picture import read_picture
 from utils.errors import InputError
+from utils.schema import Config, Data
 
 
 @pytest.fixture(autouse=True)

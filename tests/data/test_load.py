@@ -13,10 +13,10 @@ import torch
 from conftest import ROOT
 from torchvision import datasets
 
-from utils.config import Config, Data
 from utils.data.batches import ImageData
 from utils.data.load import load_data, load_images
 from utils.errors import InputError
+from utils.schema import Config, Data
 
 CPU = torch.device("cpu")
 

@@ -15,11 +15,11 @@ from conftest import ROOT
 from PIL import Image
 from test_folder import write_image
 
-from utils.config import Data
 from utils.data import prepared
 from utils.data.image_set import ImageSet, content_hash
 from utils.data.prepared import load_folder
 from utils.errors import InputError
+from utils.schema import Data
 
 
 @pytest.fixture(autouse=True)
@@ -207,7 +207,7 @@ def test_a_large_photo_is_read_at_a_fraction_of_its_size(tmp_path):
 PREPARE = """
 import sys
 from pathlib import Path
-from utils.config import Data
+from utils.schema import Data
 from utils.data import prepared
 prepared.FEW_PICTURES = 0
 settings = Data(name="folder", root="pictures", image_size=8, num_channels=1)

@@ -18,7 +18,7 @@ def evaluation(folder, **changes) -> Evaluation:
     model, config = lesson()
     path = folder / "diffusion-1.pt"
     if not path.exists():
-        save_checkpoint(path, model.network.state_dict(), config=config, step=1, sampling_steps=16, trained_on=None)
+        save_checkpoint(path, model.network.state_dict(), config=config, step=1, sampling_steps=16)
     torch.manual_seed(0)
     settings = {
         "config": config,
@@ -113,7 +113,6 @@ def test_the_fewest_steps_that_give_the_same_pictures(tmp_path, monkeypatch):
         config=config,
         step=1,
         sampling_steps=None,
-        trained_on=None,
     )
     assert evaluation(tmp_path).fewest_steps() == 128
     assert sorted(drawn) == [64, 128, 256, 512, 1024]
@@ -140,3 +139,26 @@ def test_where_the_gpu_knows_no_float64_scores_are_computed_on_the_cpu(tmp_path)
     evaluated._extract = lambda *_: iter([PIXELS.extract(evaluated.test_images)])
     assert evaluated._metrics.fid.device.type == evaluated._metrics.kid.device.type == "cpu"
     assert evaluated._metrics.fid.real_features_sum.dtype == torch.float64
+
+
+def test_guidance_is_a_row_of_its_own_with_its_own_reference_and_evaluations(tmp_path):
+    evaluated = evaluation(tmp_path, num_samples=12)
+    path, seen = evaluated.teacher.path, {}
+    for scale, evaluations in ((1.0, 1), (3.0, 2)):
+        for steps in (16, 2):
+            candidate = Candidate("teacher", path, "ddim", steps, scale, evaluations)
+            expected = 2 * steps * evaluations + (11 * 16 * evaluations if steps == 16 else 0)
+            assert evaluated.num_network_evaluations([candidate]) == expected
+            seen[scale, steps] = found = evaluated.evaluate(candidate)
+            assert found["evaluations"] == steps * evaluations and found["guidance"] == scale
+    assert seen[1, 16]["distance"] < 1e-6 and seen[3, 16]["distance"] < 1e-6 < seen[3, 2]["distance"]
+    assert seen[1, 2]["fid"] != seen[3, 2]["fid"]
+    assert str(Candidate("teacher", path, "ddim", 1, 1.5)) == "teacher, ddim, 1 step, guidance 1.5"
+
+
+def test_the_share_of_right_classes_by_hand(tmp_path):
+    """A classifier that sees class 2 everywhere is right about a third of the pictures, whose classes take turns."""
+    sees_two = Extractor("two", 3, 3, lambda images: (PIXELS.extract(images)[0], torch.full((len(images),), 2)))
+    candidate = Candidate("teacher", tmp_path / "diffusion-1.pt", "ddim", 1)
+    assert evaluation(tmp_path, extractor=sees_two, num_samples=10).evaluate(candidate)["right"] == 3 / 10
+    assert evaluation(tmp_path, num_samples=10).evaluate(candidate)["right"] is None  # it knows other classes

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from models.diffusion import Diffusion
 from models.noise_schedule import CosineSchedule
 from utils.compute import Compute
-from utils.config import Config
 from utils.process.timing import Stopwatch
+from utils.schema import Config
 from utils.training.loop import TrainingLoop
 from utils.training.run import Run
 from utils.training.trainer import Trainer

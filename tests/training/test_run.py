@@ -5,8 +5,8 @@ import torch
 from one_weight import make_loop, take_steps
 
 from utils.checkpoints import TrainedOn
-from utils.config import Config
 from utils.errors import InputError
+from utils.schema import Config
 from utils.training.run import Run, delete_run
 
 

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from utils.config import Config
-from utils.config import Data as DataSettings
 from utils.data.batches import ImageData
 from utils.data.folder import MOST_NAMES
 from utils.data.image_set import ImageSet, fit
@@ -15,6 +13,8 @@ from utils.data.prepared import load_folder
 from utils.errors import InputError
 from utils.files import remove_if_empty
 from utils.process.distributed import all_gather, rank_zero_first
+from utils.schema import Config
+from utils.schema import Data as DataSettings
 
 TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
 

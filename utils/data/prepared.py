@@ -24,13 +24,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.config import Count, Section
-from utils.config import Data as DataSettings
 from utils.data.folder import MOST_NAMES, Picture, find_pictures, printable
 from utils.data.image_set import ImageSet, content_hash, fit
 from utils.data.picture import NoPicture, read_picture
 from utils.errors import InputError
 from utils.files import CACHE, delete_files, locked, read_if_there, write_atomically
+from utils.schema import Count, Section
+from utils.schema import Data as DataSettings
 
 VERSION = 1  # of what a picture becomes; with another, all folders are prepared anew
 BATCH_SIZE = 32  # pictures that a worker decodes at once

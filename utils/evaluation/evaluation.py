@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import Compute
-from utils.config import Config
 from utils.data.image_set import content_hash
 from utils.evaluation.metrics import Extractor, Features, QualityMetrics
 from utils.evaluation.results import Results
@@ -22,6 +21,7 @@ from utils.files import sha256
 from utils.process.distributed import all_gather, distributed_map, tasks_per_rank
 from utils.process.randomness import seed_of
 from utils.sampling import batches_of, draw_all, draw_batch
+from utils.schema import Config
 
 NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
 SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
@@ -40,11 +40,14 @@ class Candidate:
     path: Path | None = None
     sampler: str | None = None
     sampling_steps: int | None = None
+    guidance: float = 1.0
+    evaluations_per_step: int = 1
 
     def __str__(self) -> str:
         if self.path is None:
             return self.name
-        return f"{self.name}, {self.sampler}, {self.sampling_steps} step{'s' if self.sampling_steps > 1 else ''}"
+        text = f"{self.name}, {self.sampler}, {self.sampling_steps} step{'s' if self.sampling_steps > 1 else ''}"
+        return text if self.guidance == 1 else f"{text}, guidance {self.guidance:g}"
 
 
 TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("uniform noise")
@@ -72,6 +75,7 @@ class Evaluation:
     batch_size: int
     compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
+    references: dict[float, Tensor] = field(default_factory=dict)
 
     def key(self, candidate: Candidate) -> dict[str, Any]:
         """Everything that a candidate's scores depend on: what its results are found by in the file."""
@@ -89,6 +93,8 @@ class Evaluation:
         if candidate.path:
             key |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
             key["checkpoint_sha256"] = self._sha256_of(candidate.path)
+        if candidate.guidance != 1:
+            key["guidance"] = candidate.guidance
         if candidate.sampler == "ddim":
             key["teacher_sha256"] = self.teacher.sha256
         if candidate.sampler == "ancestral":
@@ -101,7 +107,8 @@ class Evaluation:
         if entry := self.results.find(key):
             return entry
         self.bar.set_description(str(candidate))
-        found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None, "distance": None}
+        found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None}
+        found |= {"distance": None, "right": None, "guidance": candidate.guidance}
         found |= asdict(self._metrics.score(self._features(candidate, found)))
         self.results.add(key | found)
         return key | found
@@ -110,9 +117,10 @@ class Evaluation:
         """How often a rank runs the network for those that are not in the file: batches times steps."""
         missing = [c for c in candidates if c.path and not self.results.find(self.key(c))]
         batches, compared = (batches_of(count, self.batch_size) for count in (self.num_samples, NUM_COMPARED))
-        count = sum(c.sampling_steps for c in missing) * tasks_per_rank(batches)
-        if any(c.sampler == "ddim" for c in missing) and "_reference" not in vars(self):
-            count += self.teacher.default_sampling_steps * tasks_per_rank(compared)
+        count = sum(c.sampling_steps * c.evaluations_per_step for c in missing) * tasks_per_rank(batches)
+        for guidance in {c.guidance for c in missing if c.sampler == "ddim"} - self.references.keys():
+            reference = self._reference_candidate(guidance)
+            count += reference.sampling_steps * reference.evaluations_per_step * tasks_per_rank(compared)
         return count
 
     def fewest_steps(self) -> int:
@@ -136,7 +144,7 @@ class Evaluation:
                 candidate = Candidate("teacher", self.teacher.path, "ddim", steps // 2)
                 self.bar.set_description(f"{candidate}, is it as good as {self.teacher.default_sampling_steps}?")
                 pictures = self._first_pictures(candidate)
-                distances[steps // 2] = float((pictures - self._reference).square().mean().sqrt())
+                distances[steps // 2] = float((pictures - self._reference(1.0)).square().mean().sqrt())
                 if distances[steps // 2] >= SAME_PICTURE:
                     break
                 steps //= 2
@@ -158,11 +166,16 @@ class Evaluation:
         device = self.compute.device if self.compute.device.type != "mps" else torch.device("cpu")  # needs float64
         return QualityMetrics(self.extractor, real, self.num_samples, device)
 
-    @cached_property
-    def _reference(self) -> Tensor:
-        steps = self.teacher.default_sampling_steps
-        self.bar.set_description(f"teacher, ddim, {steps} steps, to compare with")
-        return self._first_pictures(Candidate("teacher", self.teacher.path, "ddim", steps))
+    def _reference_candidate(self, guidance: float) -> Candidate:
+        steps, evaluations = self.teacher.default_sampling_steps, self.teacher.evaluations_per_step(guidance)
+        return Candidate("teacher", self.teacher.path, "ddim", steps, guidance, evaluations)
+
+    def _reference(self, guidance: float) -> Tensor:
+        if guidance not in self.references:
+            candidate = self._reference_candidate(guidance)
+            self.bar.set_description(f"{candidate}, to compare with")
+            self.references[guidance] = self._first_pictures(candidate)
+        return self.references[guidance]
 
     def _sampler(self, candidate: Candidate) -> Callable[..., Tensor]:
         """A function that draws the pictures of given indices, [B, C, H, W] in [-1, 1]."""
@@ -173,6 +186,7 @@ class Evaluation:
             self.compute.for_inference(model, self.batch_size),
             self.config.model_copy(update={"sampling": self.config.sampling.model_copy(update=sampling)}),
             sampling_steps=candidate.sampling_steps,
+            guidance=candidate.guidance,
             seed=self.seed,
             device=self.compute.device,
             tick=self.bar.update,
@@ -192,7 +206,7 @@ class Evaluation:
         return distributed_map(features, batches_of(count, self.batch_size))
 
     def _features(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
-        """The features of a candidate's pictures; time and distance are added to `found`."""
+        """The features of a candidate's pictures; what else is measured of them is added to `found`."""
         if candidate == TRAINING_IMAGES:
             generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
             chosen = torch.randperm(len(self.training_images), generator=generator)
@@ -208,15 +222,20 @@ class Evaluation:
         return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])
 
     def _features_of_samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
-        reference = self._reference if candidate.sampler == "ddim" else None
-        draw, seconds, squared = self._sampler(candidate), 0.0, 0.0
+        reference = self._reference(candidate.guidance) if candidate.sampler == "ddim" else None
+        draw, seconds, squared, evaluations = self._sampler(candidate), 0.0, 0.0, 0
         if self.compute.compiles:  # before the clock runs
             draw(range(self.batch_size), sampling_steps=1, tick=int)
+
+        def tick() -> None:
+            nonlocal evaluations
+            evaluations += 1
+            self.bar.update()
 
         def pictures(indices: range) -> Tensor:
             nonlocal seconds, squared
             start = time.perf_counter()
-            x = draw(indices)
+            x = draw(indices, tick=tick)
             if self.compute.device.type != "cpu":
                 torch.accelerator.synchronize()
             seconds += time.perf_counter() - start
@@ -225,8 +244,20 @@ class Evaluation:
                 squared += float((x[: len(compared)] - compared).square().mean(dim=(1, 2, 3)).sum())
             return to_bytes(x)
 
-        yield from self._extract(self.num_samples, pictures)
+        yield from self._counting_right(self._extract(self.num_samples, pictures), found)
+        found["evaluations"] = sum(all_gather(evaluations)) / len(batches_of(self.num_samples, self.batch_size))
         found["device"] = str(self.compute.device)
         found["seconds_per_picture"] = sum(all_gather(seconds)) / self.num_samples
         if reference is not None:
             found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, self.num_samples))
+
+    def _counting_right(self, batches: Iterator[Features], found: dict[str, Any]) -> Iterator[Features]:
+        """The same batches; adds the share of pictures in which the classifier sees the class that was asked for."""
+        num_classes, index, right = self.config.network.num_classes, 0, 0
+        for features, classes in batches:
+            if num_classes and num_classes == self.extractor.num_classes:
+                asked_for = torch.arange(index, index + len(classes)) % num_classes
+                right += int((classes == asked_for).sum())
+                found["right"] = right / (index + len(classes))
+            index += len(features)
+            yield features, classes

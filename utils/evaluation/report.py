@@ -14,13 +14,14 @@ Row = tuple[Candidate, dict[str, Any]]
 
 # heading -> width of the column; a negative width aligns it to the left
 COLUMNS = {
-    "": -32,
+    "": -38,
     "FID": 8,
     "ratio": 6,
     "of trace": 9,
     "KID x 1000": 16,
     "distance": 9,
     "classes": 8,
+    "right": 7,
     "ms/picture": 11,
 }
 
@@ -47,14 +48,50 @@ def cells_of(candidate: Candidate, found: dict[str, Any], baseline: float | None
     yield f"{1000 * found['kid']:.2f} ± {1000 * found['kid_std']:.2f}"
     yield "" if found.get("distance") is None else f"{found['distance']:.3f}"
     yield "" if found["class_distance"] is None else f"{found['class_distance']:.1%}"
+    yield "" if found.get("right") is None else f"{found['right']:.1%}"
     yield f"{1000 * found['seconds_per_picture']:.2f}" if candidate.path else ""
+
+
+def rows_guidance(rows: list[Row]) -> float:
+    """The guidance scale of the rows that are compared along the number of steps: the first one's."""
+    return next((candidate.guidance for candidate, _ in rows if candidate.path), 1.0)
+
+
+def draw_trade_off(rows: list[Row], title: str, path: Path) -> None:
+    """Writes FID against the share of right classes along the guidance scale, a curve for each model, as a PNG."""
+    curves: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    for candidate, found in rows:
+        if candidate.sampler == "ddim" and found.get("right") is not None:
+            point = (candidate.guidance, 100 * found["right"], found["fid"])
+            curves.setdefault((candidate.name, candidate.sampling_steps), []).append(point)
+    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    for (name, steps), points in curves.items():
+        if len(points) > 1:
+            _, marker, line = STYLES[name if name == "distilled" else "teacher, ddim"]
+            scales, right, fid = zip(*sorted(points), strict=True)
+            axes.plot(
+                right, fid, marker=marker, linestyle=line, label=f"{name}, {steps} step{'s' if steps > 1 else ''}"
+            )
+            for scale, x, y in zip(scales, right, fid, strict=True):
+                axes.annotate(f"{scale:g}", (x, y), xytext=(3, 4), textcoords="offset points", fontsize=7)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("pictures in which the classifier sees the class that was asked for, %")
+    axes.set_ylabel("FID against the test images")
+    axes.set_title(f"{title}; numbers: the guidance scale", fontsize=10)
+    axes.grid(which="both", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
 
 
 def draw_figure(rows: list[Row], title: str, path: Path) -> None:
     """Writes FID against the number of sampling steps as a PNG; the first row is the floor, real images."""
     curves: dict[str, dict[int, float]] = {}
     for candidate, found in rows:
-        if candidate.path:
+        if candidate.path and candidate.guidance == rows_guidance(rows):
             name = candidate.name if candidate.name == "distilled" else f"teacher, {candidate.sampler}"
             curves.setdefault(name, {})[candidate.sampling_steps] = found["fid"]
     figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=130)

@@ -1,6 +1,6 @@
 """Reading and writing files: rank 0 alone does it, and every rank receives the result, or the error.
 
-Not so the data set, which each rank reads itself: see utils/data.py.
+Not so the data set, which each rank reads itself: see utils/data/load.py.
 
 All other modules import these functions from here. Those that they wrap, in the modules of this package, know of one
 process only.

@@ -7,7 +7,6 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from utils.checkpoints import possible_guidance, save_checkpoint
-from utils.config import Config
 from utils.errors import InputError
 from utils.files import locked
 from utils.pictures import grid, save_picture
@@ -15,6 +14,7 @@ from utils.process import distributed
 from utils.process.interruption import Interrupted, SignalWatch
 from utils.process.timing import Stopwatch
 from utils.sampling import draw_samples
+from utils.schema import Config
 from utils.training.log import forget_after, log
 from utils.training.run import Run, damaged
 from utils.training.trainer import Trainer

@@ -15,10 +15,11 @@ import torch
 from pydantic import ValidationError, model_validator
 
 from utils.checkpoints import Checkpoint, TrainedOn
-from utils.config import Config, Count, NonNegativeInt, Section, differences, explain, flatten
+from utils.config import differences, explain, flatten
 from utils.errors import InputError
 from utils.files import delete_files, exists, find_files, locked, read_torch_file, remove_if_empty, write_atomically
 from utils.files.disk import LOCK_NAME
+from utils.schema import Config, Count, NonNegativeInt, Section
 from utils.training.log import LOG_NAME
 
 STATE_NAME = "training_state.pt"
@@ -27,6 +28,13 @@ CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
 # In the order of deletion: a state without its checkpoints would be continued, so it goes first.
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
 
+# What was done before there was a setting: a run of that time goes on if it is set so.
+BEFORE_THERE_WAS = {
+    "training.class_dropout": 0.0,
+    "training.weight_decay": 0.0,
+    "distillation.weight_decay": 0.0,
+    "network.resample_blocks": False,
+}
 # Keys that do not change the weights: the run goes on when they differ. The paths only name a file in a message.
 WITHOUT_EFFECT = {
     "compile",
@@ -161,8 +169,7 @@ class Run:
             {key: value for key, value in flatten(one) if key not in WITHOUT_EFFECT}
             for one in (state["identity"], identity)
         )
-        if "training.class_dropout" in here:  # before there was this setting, no class was ever left out
-            there.setdefault("training.class_dropout", 0.0)
+        there = {key: value for key, value in BEFORE_THERE_WAS.items() if key in here} | there
         if there.get("teacher_model_checkpoint") != here.get("teacher_model_checkpoint"):
             before = str(state["identity"].get("teacher_path", "another file"))[:200]
             raise InputError(

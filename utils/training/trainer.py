@@ -12,11 +12,11 @@ from torch.nn.utils import clip_grad_norm_
 
 from models.diffusion import Diffusion
 from utils.compute import Compute
-from utils.config import Optimization
 from utils.errors import InputError
 from utils.files.torch_file import require_like
 from utils.process import distributed
 from utils.process.randomness import normal_noise, seed_of
+from utils.schema import Optimization
 
 LARGEST_HALF_LIFE = 0.1  # of the EMA, as a share of the steps so far
 
@@ -45,7 +45,7 @@ def ema_decay(decay: float, step: int) -> float:
 
 
 class Trainer:
-    """Trains a model with Adam, and keeps the EMA of its weights; the same on every rank.
+    """Trains a model with AdamW, and keeps the EMA of its weights; the same on every rank.
 
     Attributes:
         model: the one to compute losses with: `network`, which in many processes averages its gradients over all ranks.
@@ -77,7 +77,8 @@ class Trainer:
         self.settings, self.compute, self.learning_rate = settings, compute, learning_rate
         self.seed, self.sampling_steps = seed, sampling_steps
         self.network = compute.for_training(model).network
-        self.adam = torch.optim.Adam(self.network.parameters(), betas=(0.9, settings.adam_beta2), fused=True)
+        options = {"betas": (0.9, settings.adam_beta2), "weight_decay": settings.weight_decay, "fused": True}
+        self.adam = torch.optim.AdamW(self.network.parameters(), **options)  # whose decay is decoupled; without, Adam
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self._averaged, self._current = (
             [weight.detach() for weight in network.parameters()] for network in (self.ema, self.network)

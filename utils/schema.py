@@ -1,0 +1,233 @@
+"""The schema of the configuration: its keys, their types and defaults, and what must fit together.
+
+Every key is explained in configs/ddpm_32x32_v_continuous.yaml, whose values are the defaults here.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from PIL import ImageColor
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    model_validator,
+)
+
+from models.diffusion import LossWeighting, Prediction
+
+
+def _is_colour(text: str) -> str:
+    try:
+        ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ValueError(f"should be a colour, such as black or '#ff8000', not {text!r}") from error
+    return text
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(gt=0, le=2**31)]  # what a tensor can have of anything
+Size = Annotated[int, Field(gt=0, le=8192)]  # a wider network would fit nowhere; one of a checkpoint may be a trap
+PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
+Colour = Annotated[str, Field(max_length=100), AfterValidator(_is_colour)]
+Logsnr = Annotated[float, Field(ge=-60, le=60)]  # beyond, exp(logsnr) meets the limits of float32
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and other types than the declared ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def _is_increasing(scales: list[float]) -> list[float]:
+    if scales[0] >= scales[1]:
+        raise ValueError(f"should be two numbers, the smaller first, not {scales}")
+    return scales
+
+
+LARGEST_SCALE = 100
+Scale = Annotated[float, Field(ge=0, le=LARGEST_SCALE)]  # of guidance
+ScaleRange = Annotated[list[Scale], Field(min_length=2, max_length=2), AfterValidator(_is_increasing)]
+
+
+class Data(Section):
+    """The data set, and the size and channels of its images."""
+
+    name: Literal["MNIST", "FashionMNIST", "CIFAR10", "folder"]
+    root: PathText = "data"
+    test_root: PathText | None = None
+    image_size: Size
+    num_channels: Literal[1, 3]
+    random_flip: bool = False
+    background: Colour = "white"
+    most_broken: Fraction = 0.01
+
+
+class Network(Section):
+    """The architecture of the U-Net: see models/unet.py."""
+
+    features: Annotated[Size, Field(multiple_of=2)] = 128
+    multipliers: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1, max_length=12)] = [1, 2, 2, 2]
+    num_residual_blocks: Annotated[int, Field(gt=0, le=64)] = 2
+    attention_resolutions: Annotated[list[Size], Field(max_length=12)] = [16]
+    num_heads: Size = 1
+    resample_blocks: bool = False
+    patch_size: Size = 1
+    dropout: Decay = 0.1
+    time_scale: PositiveFloat = 1000.0
+    num_classes: Annotated[int, Field(ge=0, le=2**20)] = 0
+
+
+class DiffusionSettings(Section):
+    """What the network predicts, and the noise schedule."""
+
+    prediction: Prediction = "v"
+    schedule: Literal["cosine", "linear"] = "cosine"
+    logsnr_min: Logsnr = -20.0
+    logsnr_max: Logsnr = 20.0
+
+
+class Optimization(Section):
+    """The settings that training and distillation have in common."""
+
+    batch_size: Count = 128
+    accumulation_steps: Count = 1
+    loss_weighting: LossWeighting = "v_mse"
+    adam_beta2: Decay = 0.999
+    weight_decay: Decay = 0.0
+    gradient_clipping: PositiveFloat = 1.0
+    ema_decay: Decay = 0.999
+    save_and_sample_every_n: Count = 1000
+    checkpoint_every_minutes: PositiveFloat = 10.0
+    log_every_n: Count = 50
+
+
+class Training(Optimization):
+    """The settings of train.py."""
+
+    num_training_steps: Count = 10_000
+    class_dropout: Decay = 0.1
+    learning_rate: PositiveFloat = 2e-4
+    warmup_steps: NonNegativeInt = 0
+    learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, then constant or falling to 0 at the end of training."""
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        left = 1 - step / self.num_training_steps
+        decay = {"none": 1.0, "linear": left, "cosine": math.sin(left * math.pi / 2) ** 2}[self.learning_rate_decay]
+        return self.learning_rate * warmup * decay
+
+
+def _as_mapping(value: object) -> object:
+    return value if isinstance(value, dict) else {"default": value}
+
+
+def _has_default(value: dict) -> dict:
+    if "default" not in value:
+        raise ValueError("needs a `default` for the students not named")
+    return value
+
+
+# A value for every student, or one for each number of sampling steps and a default for the others.
+Student = Literal["default"] | Count
+CountByStudent = Annotated[dict[Student, Count], BeforeValidator(_as_mapping), AfterValidator(_has_default)]
+RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_as_mapping), AfterValidator(_has_default)]
+
+
+class Distillation(Optimization):
+    """The settings of distill.py, for each student."""
+
+    ema_decay: Decay = 0.998
+    guidance: ScaleRange | None = None
+    num_conversion_steps: Count = 5000
+    conversion_learning_rate: PositiveFloat = 2e-4
+    num_training_steps_per_iteration: CountByStudent = {"default": 5000}
+    learning_rate: RateByStudent = {"default": 2e-4}
+
+    def num_training_steps(self, sampling_steps: int | None) -> int:
+        """The number of training steps of the student of so many sampling steps; with None, of the conversion."""
+        if sampling_steps is None:
+            return self.num_conversion_steps
+        steps = self.num_training_steps_per_iteration
+        return steps.get(sampling_steps, steps["default"])
+
+    def initial_learning_rate(self, sampling_steps: int | None) -> float:
+        """The learning rate of its first training step."""
+        if sampling_steps is None:
+            return self.conversion_learning_rate
+        return self.learning_rate.get(sampling_steps, self.learning_rate["default"])
+
+
+class Sampling(Section):
+    """The sampler and its settings."""
+
+    sampler: Literal["ddim", "ancestral"] = "ddim"
+    variance: Literal["small", "large"] | Fraction = "large"
+    clip: bool = False
+    guidance: Scale = 1.0
+    sampling_steps: Count = 128
+    num_samples: Count = 64
+    batch_size: Count = 64
+
+    @property
+    def variance_fraction(self) -> float:
+        """0 for `small`, 1 for `large`, or the fraction between."""
+        return {"small": 0.0, "large": 1.0}.get(self.variance, self.variance)
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    data: Data
+    network: Network = Network()
+    diffusion: DiffusionSettings = DiffusionSettings()
+    training: Training = Training()
+    distillation: Distillation = Distillation()
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Config":
+        """Checks what depends on more than one key."""
+        network, size = self.network, self.data.image_size
+        downsampling = network.patch_size * 2 ** (len(network.multipliers) - 1)
+        if size % downsampling:
+            raise ValueError(
+                f"data.image_size: {size} cannot be divided by {downsampling}, "
+                f"as patch_size {network.patch_size} and {len(network.multipliers)} levels need"
+            )
+        sizes = {size // network.patch_size // 2**level: m for level, m in enumerate(network.multipliers)}
+        for resolution in network.attention_resolutions:
+            if resolution not in sizes:
+                known = ", ".join(map(str, sizes))
+                raise ValueError(f"network.attention_resolutions: {resolution} is none of the network's sizes, {known}")
+        for resolution in [*network.attention_resolutions, min(sizes)]:
+            if (network.features * sizes[resolution]) % network.num_heads:
+                raise ValueError(
+                    f"network.num_heads: {network.num_heads} does not divide the "
+                    f"{network.features * sizes[resolution]} channels at {resolution}x{resolution}"
+                )
+        root, test_root = self.data.root, self.data.test_root
+        if self.data.name == "folder" and test_root and Path(test_root).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError("data.test_root: must not lie in data.root, or the test images would be trained on, too")
+        if self.diffusion.logsnr_min >= self.diffusion.logsnr_max:
+            raise ValueError("diffusion.logsnr_min: must be less than logsnr_max")
+        self._require_classes_for_guidance()
+        return self
+
+    def _require_classes_for_guidance(self) -> None:
+        scale, scales = self.sampling.guidance, self.distillation.guidance
+        if scales and not scales[0] <= scale <= scales[1]:
+            raise ValueError(f"sampling.guidance: {scale:g} is not in the range of distillation.guidance, {scales}")
+        for wrong, name in ((scales, "distillation.guidance"), (scale != 1, "sampling.guidance")):
+            if wrong and not (self.network.num_classes and self.training.class_dropout):
+                raise ValueError(f"{name}: needs classes (network.num_classes), and a training.class_dropout above 0")
