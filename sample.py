@@ -160,6 +160,15 @@ def distance_between(first: Checkpoint, other: Checkpoint, images: tuple[Tensor,
     return f"root mean squared difference from the first panel {distance:.3f}"
 
 
+def class_names_of(panels: list[tuple[Checkpoint, int]], chosen: list[str] | None) -> list[str]:
+    """The names that head the columns; none where the panels have other classes, which would not be each other's."""
+    names = [
+        [checkpoint.class_names[checkpoint.class_number(name)] for name in chosen] if chosen else checkpoint.class_names
+        for checkpoint, _ in panels
+    ]
+    return names[0] if all(len(other) == len(names[0]) for other in names) else []
+
+
 def main() -> None:
     """Checks everything before anything is drawn; then draws one set of samples after the other."""
     arguments = parse_arguments()
@@ -181,9 +190,8 @@ def main() -> None:
         print(report)
         pictures.append((label, images))
 
-    numbers = {checkpoint.config.network.num_classes for checkpoint, _ in panels}
-    num_classes = numbers.pop() if len(numbers) == 1 else 0  # columns of other classes would not be each other's
-    picture = side_by_side(pictures, num_classes) if arguments.compare else grid(pictures[0][1], num_classes)
+    names = class_names_of(panels, arguments.classes)
+    picture = side_by_side(pictures, names) if arguments.compare else grid(pictures[0][1], names)
     save_picture(picture, arguments.output)
     print(f"wrote {arguments.output}")
 

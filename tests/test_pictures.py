@@ -12,10 +12,22 @@ def test_a_grid_holds_the_images_in_order():
 
 def test_a_grid_has_a_column_for_each_class_where_they_fit():
     images = torch.zeros(12, 1, 4, 4)
-    assert grid(images, num_classes=6).shape == (3, 2 * 6 + 2, 6 * 6 + 2)
-    assert grid(images, num_classes=100).shape == grid(images).shape == (3, 3 * 6 + 2, 4 * 6 + 2)
-    assert side_by_side([("a", images), ("b", images)], num_classes=6).shape[2] == 2 * 2 * (6 * 6 + 2)
-    assert side_by_side(4 * [("a", images)], num_classes=6).shape[2] == 4 * 2 * (4 * 6 + 2)
+    names = list("abcdef")
+    assert grid(images, names).shape[2] == 6 * 6 + 2
+    assert grid(images, 17 * ["a"]).shape == grid(images).shape == (3, 3 * 6 + 2, 4 * 6 + 2)
+    assert grid(images.repeat(6, 1, 1, 1), ["a", "b"]).shape[2] == 8 * 6 + 2  # four columns of each, near to a square
+    assert side_by_side([("a", images), ("b", images)], names).shape[2] == 2 * 2 * (6 * 6 + 2)
+    assert side_by_side(4 * [("a", images)], names).shape[2] == 4 * (6 * 6 + 2)
+    assert side_by_side(6 * [("a", images)], names).shape[2] == 6 * 2 * (4 * 6 + 2)
+
+
+def test_columns_stand_under_the_names_of_their_classes():
+    images = torch.full((6, 1, 32, 32), -1.0)
+    for names, height in ((["0", "1", "2"], 18), (["0", "a name longer than its column", "2"], 92)):
+        picture = grid(images, names)
+        assert picture.shape == (3, height + 2 * 34 + 2, 3 * 34 + 2)
+        strip = picture[0, :height]
+        assert [(strip[:, 34 * i : 34 * i + 34] < 0.5).any().item() for i in range(3)] == [True, True, True]
 
 
 def test_panels_stand_side_by_side_under_their_labels():

@@ -105,8 +105,7 @@ class Checkpoint:
     @property
     def class_names(self) -> list[str]:
         """The names of the classes that it knows, or their numbers where it does not say; none without classes."""
-        names = self.trained_on.class_names if self.trained_on else []
-        return names or [str(number) for number in range(self.config.network.num_classes)]
+        return class_names_of(self.config, self.trained_on)
 
     def class_number(self, name: str) -> int:
         """The number of a class that is given by its name, or by its number.
@@ -208,6 +207,12 @@ class Checkpoint:
         else:
             why = "has not learned what no class is (training.class_dropout), so only 1 is possible"
         raise InputError(f"guidance {scale:g}: {self.path} {why}")
+
+
+def class_names_of(config: Config, trained_on: TrainedOn | None) -> list[str]:
+    """The names of the classes that a model is told, or their numbers where nothing says; none without classes."""
+    names = trained_on.class_names if trained_on else []
+    return names or [str(number) for number in range(config.network.num_classes)]
 
 
 def possible_guidance(config: Config, sampling_steps: int | None, guidance: list[float] | None, scale: float) -> float:

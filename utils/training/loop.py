@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from utils.checkpoints import possible_guidance, save_checkpoint
+from utils.checkpoints import class_names_of, possible_guidance, save_checkpoint
 from utils.errors import InputError
 from utils.files import locked
 from utils.pictures import grid, save_picture
@@ -159,7 +159,7 @@ class TrainingLoop:
             check=lambda: self._stop_if(self.watch.received),  # the state has been saved
         )
         path = run.folder / f"sample-{self.trainer.step}.png"
-        save_picture(grid(pictures, self.config.network.num_classes), path)
+        save_picture(grid(pictures, class_names_of(self.config, run.trained_on)), path)
         self.stopwatch.lap("pictures")
 
     def _log_seconds(self) -> None:
