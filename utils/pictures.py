@@ -22,8 +22,8 @@ MOST_SORTED_PANELS, MOST_ENLARGED_PANELS = 5, 3
 def grid(images: Tensor, class_names: Sequence[str] = (), scale: int = 1) -> Tensor:
     """Images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1], near to square.
 
-    Sample i of a model with classes is of class i modulo their number. Where there are not too many, a column for each, or
-    several, sort them under the names of the classes. Each pixel becomes `scale` pixels each way.
+    Sample i of a model with classes is of class i modulo their number. Where they are not too many, each class has a
+    column, or several, under its name. Each pixel becomes `scale` pixels each way.
     """
     columns = math.ceil(math.sqrt(len(images)))
     sorts = 1 < len(class_names) <= min(len(images), MOST_COLUMNS)
