@@ -21,7 +21,14 @@ DISTILLATION |= {"--teacher_model_checkpoint": "teacher/diffusion-6.pt", "--num_
 @pytest.fixture
 def lesson(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("tiny.yaml").write_text(TINY % (ROOT / "data"))
+    text = TINY % (ROOT / "data")
+    for before, now in (
+        ("dropout", "num_classes: 10, dropout"),
+        ("training: {", "training: {class_dropout: 0.3, "),
+        ("distillation:\n  {", "distillation:\n  {guidance: [1, 4], num_conversion_steps: 250, "),
+    ):
+        text = text.replace(before, now)
+    Path("tiny.yaml").write_text(text)
     assert call("train.py", "--config_path", "tiny.yaml", "--output_dir", "teacher") == 0
     return tmp_path
 
