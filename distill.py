@@ -16,6 +16,7 @@ import gc
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from models.diffusion import Diffusion, conversion_loss, distillation_loss, stratified
@@ -108,7 +109,8 @@ def convert(
     """Algorithm 1 of Meng et al. 2022: the student, given the guidance scale, learns what its teacher says with it."""
     settings = config.distillation
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
-    student = teacher_checkpoint.model(compute.device, takes_guidance=True)  # begins as its teacher
+    torch.manual_seed(config.seed)  # for the layers that take the scale, which its teacher does not have
+    student = teacher_checkpoint.model(compute.device, takes_guidance=True)
     trainer = students_trainer(student, run, config, compute)
 
     def losses(examples: range, t: Tensor, s: Tensor) -> Tensor:
