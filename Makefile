@@ -1,6 +1,7 @@
 # make lesson    the small lesson: train, distill from 1024 sampling steps to 8, compare; continues what is unfinished
 # make further   goes on from there to 4, 2 and 1 steps
 # make evaluate  measures them all: FID and more against the number of steps, with a figure; students from 128 steps on; an hour at most
+# make fashion   the same for Fashion-MNIST, with guidance, down to 1 step; needs a network the first time
 # make test      lint, then all tests
 # make stress    what takes half an hour: 70 kills, 10,000 mutated files
 # make lint      style and format (ruff), and the layers of imports (import-linter)
@@ -18,7 +19,14 @@ FURTHER_PICTURE := output/lesson-4-2-1-steps.png
 DISTILL := $(BIN)/python distill.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
 	--initial_sampling_steps 512 --distillation_iterations
 
-.PHONY: lesson further evaluate test stress lint
+FASHION := fashion_mnist_32x32_v_continuous_small
+FASHION_CONFIG := configs/$(FASHION).yaml
+FASHION_TEACHER := output/$(FASHION)/diffusion-5000.pt
+FASHION_STUDENTS := output/distilled/$(FASHION)
+FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-500.pt
+FASHION_PICTURE := output/fashion-4-2-steps.png
+
+.PHONY: lesson further evaluate fashion test stress lint
 
 lesson: $(PICTURE)
 	@echo "The lesson is done. Its pictures:"
@@ -32,6 +40,9 @@ further: $(FURTHER_PICTURE)
 evaluate: $(LAST_STUDENT)
 	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS) \
 		--student_steps 128 64 32 16 8 4 2 1
+
+fashion: $(FASHION_PICTURE)
+	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"
 
 test: lint
 	$(BIN)/python -m pytest
@@ -61,6 +72,18 @@ $(FURTHER_PICTURE): $(LAST_STUDENT)
 		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
 		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
 		$(TEACHER):1 $(LAST_STUDENT)
+
+$(FASHION_TEACHER): | .venv/installed
+	$(BIN)/python train.py --config_path $(FASHION_CONFIG)
+
+$(FASHION_LAST): $(FASHION_TEACHER)
+	$(BIN)/python distill.py --config_path $(FASHION_CONFIG) --teacher_model_checkpoint $(FASHION_TEACHER) \
+		--initial_sampling_steps 512 --distillation_iterations 10
+
+$(FASHION_PICTURE): $(FASHION_LAST)
+	$(BIN)/python sample.py --num_samples 60 --output $@ --compare $(FASHION_TEACHER):128 \
+		$(FASHION_TEACHER):4 $(FASHION_STUDENTS)/8_4/diffusion-400.pt \
+		$(FASHION_TEACHER):2 $(FASHION_STUDENTS)/9_2/diffusion-500.pt
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,6 +1,7 @@
 import re
 import subprocess
 
+import pytest
 from conftest import ROOT
 
 from utils.config import load_config
@@ -13,12 +14,13 @@ def makefile_variable(name: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_lesson_expects_what_its_configuration_makes():
-    config = load_config(ROOT / makefile_variable("CONFIG"))
-    assert makefile_variable("TEACHER").endswith(f"/diffusion-{config.training.num_training_steps}.pt")
+@pytest.mark.parametrize(("prefix", "count"), [("", 4), ("FASHION_", 3)])
+def test_a_lesson_expects_what_its_configuration_makes(prefix, count):
+    config = load_config(ROOT / makefile_variable(f"{prefix}CONFIG"))
+    assert makefile_variable(f"{prefix}TEACHER").endswith(f"/diffusion-{config.training.num_training_steps}.pt")
     recipes = (ROOT / "Makefile").read_text()
-    students = re.findall(r"/(\d+)_(\d+)/diffusion-(\d+)\.pt", recipes)
-    assert len(students) == 4
+    students = re.findall(rf"\({prefix}STUDENTS\)/(\d+)_(\d+)/diffusion-(\d+)\.pt", recipes)
+    assert len(students) == count
     for iteration, sampling_steps, step in students:
         assert int(sampling_steps) == 1024 // 2 ** int(iteration)
         assert int(step) == config.distillation.num_training_steps(int(sampling_steps))
