@@ -215,7 +215,7 @@ def main() -> None:
             rows.append((candidate, found))
             tqdm.write(line_of(cells_of(candidate, found, baseline)))
         draw_figure(rows, title, folder / "fid.png")
-        if len(set(arguments.guidance)) > 1:
+        if len(set(arguments.guidance)) > 1 and any(found.get("right") for _, found in rows):
             draw_trade_off(rows, title, folder / "guidance.png")
     print(f"wrote results.json and the figures to {folder}")
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -57,36 +58,6 @@ def rows_guidance(rows: list[Row]) -> float:
     return next((candidate.guidance for candidate, _ in rows if candidate.path), 1.0)
 
 
-def draw_trade_off(rows: list[Row], title: str, path: Path) -> None:
-    """Writes FID against the share of right classes along the guidance scale, a curve for each model, as a PNG."""
-    curves: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
-    for candidate, found in rows:
-        if candidate.sampler == "ddim" and found.get("right") is not None:
-            point = (candidate.guidance, 100 * found["right"], found["fid"])
-            curves.setdefault((candidate.name, candidate.sampling_steps), []).append(point)
-    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=130)
-    axes = figure.subplots()
-    for (name, steps), points in curves.items():
-        if len(points) > 1:
-            _, marker, line = STYLES[name if name == "distilled" else "teacher, ddim"]
-            scales, right, fid = zip(*sorted(points), strict=True)
-            axes.plot(
-                right, fid, marker=marker, linestyle=line, label=f"{name}, {steps} step{'s' if steps > 1 else ''}"
-            )
-            for scale, x, y in zip(scales, right, fid, strict=True):
-                axes.annotate(f"{scale:g}", (x, y), xytext=(3, 4), textcoords="offset points", fontsize=7)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("pictures in which the classifier sees the class that was asked for, %")
-    axes.set_ylabel("FID against the test images")
-    axes.set_title(f"{title}; numbers: the guidance scale", fontsize=10)
-    axes.grid(which="both", color="0.9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.legend(frameon=False)
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
-
-
 def draw_figure(rows: list[Row], title: str, path: Path) -> None:
     """Writes FID against the number of sampling steps as a PNG; the first row is the floor, real images."""
     curves: dict[str, dict[int, float]] = {}
@@ -94,22 +65,55 @@ def draw_figure(rows: list[Row], title: str, path: Path) -> None:
         if candidate.path and candidate.guidance == rows_guidance(rows):
             name = candidate.name if candidate.name == "distilled" else f"teacher, {candidate.sampler}"
             curves.setdefault(name, {})[candidate.sampling_steps] = found["fid"]
-    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=130)
-    axes = figure.subplots()
+    figure, axes = _plot(title, "sampling steps")
     for name, (colour, marker, line) in STYLES.items():
         if points := sorted(curves.get(name, {}).items()):
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=name)
     axes.axhline(rows[0][1]["fid"], color="0.45", linewidth=1, linestyle="-.", label="real images (the floor)")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
     axes.set_xticks(sorted({steps for points in curves.values() for steps in points}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    _write(figure, axes, path)
+
+
+def draw_trade_off(rows: list[Row], title: str, path: Path) -> None:
+    """Writes FID against the share of right classes along the guidance scale, a curve for each model, as a PNG.
+
+    The trade-off of the papers: their figures show the Inception score in place of the share.
+    """
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for candidate, found in rows:
+        if candidate.sampler == "ddim" and found.get("right") is not None:
+            curve = f"{candidate.name}, {candidate.sampling_steps} step{'s' if candidate.sampling_steps > 1 else ''}"
+            curves.setdefault(curve, []).append((candidate.guidance, 100 * found["right"], found["fid"]))
+    figure, axes = _plot(f"{title}; numbers: the guidance scale", "pictures of the class that was asked for, %")
+    for curve, points in curves.items():
+        if len(points) > 1:
+            _, marker, line = STYLES["distilled" if curve.startswith("distilled") else "teacher, ddim"]
+            scales, right, fid = zip(*sorted(points), strict=True)
+            axes.plot(right, fid, marker=marker, linestyle=line, label=curve)
+            for point in zip(scales, right, fid, strict=True):
+                axes.annotate(f"{point[0]:g}", point[1:], xytext=(3, 4), textcoords="offset points", fontsize=7)
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    _write(figure, axes, path)
+
+
+def _plot(title: str, what: str) -> tuple[Figure, Axes]:
+    """An empty figure of FID, on a logarithmic scale, against something else."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained", dpi=130)
+    axes = figure.subplots()
+    axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("sampling steps")
+    axes.set_xlabel(what)
     axes.set_ylabel("FID against the test images")
     axes.set_title(title, fontsize=10)
     axes.grid(which="both", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False)
+    return figure, axes
+
+
+def _write(figure: Figure, axes: Axes, path: Path) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
