@@ -33,7 +33,8 @@ from utils.process.timing import Stopwatch
 from utils.schema import Config
 from utils.training.log import table
 from utils.training.loop import TrainingLoop
-from utils.training.run import BESIDE, CONVERSION_NAME, Run, delete_students, require_same_students
+from utils.training.run import BESIDE, Run
+from utils.training.students import CONVERSION_NAME, delete_students, require_same_students
 from utils.training.trainer import Trainer, require_image_for_each_rank
 
 
@@ -157,10 +158,11 @@ def main() -> None:
     teacher.require_teacher_of(students[0])
     require_guidance_to_learn(teacher, settings.guidance)
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
+    converts = settings.guidance is not None and teacher.guidance is None
     if not arguments.restart:
-        require_same_students(folder, students)
+        require_same_students(folder, students, converts)
     stages = [(folder / f"{iteration}_{n}", n) for iteration, n in enumerate(students, start=1)]
-    if settings.guidance and not teacher.guidance:
+    if converts:
         stages.insert(0, (folder / CONVERSION_NAME, None))
     passes = DISTILLATION_PASSES * settings.batch_size * sum(settings.num_training_steps(n) for _, n in stages)
     data = None  # until there is something to do
@@ -183,7 +185,8 @@ def main() -> None:
             require_same_images(teacher, data, is_student=teacher.path.is_relative_to(folder))
             compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
             what = f"{n} steps" if n else f"guidance from {run.guidance[0]:g} to {run.guidance[1]:g}"
-            print(f"distilling on {compute}, to {what}, writing to {run.folder}")
+            step = run.state["step"] if run.state else 0
+            print(f"distilling on {compute}, to {what}, from step {step}, writing to {run.folder}")
             learn = distill if n else convert
             learn(teacher, run, config, data, compute, stopwatch)
             gc.collect()  # a compiled network holds itself

@@ -30,7 +30,7 @@ from utils.evaluation.report import COLUMNS, cells_of, draw_figure, draw_trade_o
 from utils.evaluation.results import Results
 from utils.files import locked
 from utils.schema import Config
-from utils.training.run import latest_checkpoint, student_folders
+from utils.training.students import latest_checkpoint, student_folders
 
 SAMPLERS = ["ddim", "ancestral"]
 MOST_ANCESTRAL_STEPS = 64  # by default; at more, the ancestral sampler only costs more time
@@ -56,7 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count(
         "--sampling_steps",
         "numbers of steps to sample the teacher with (default: powers of two and those of the students, for DDIM up to "
-        f"the fewest that give the same pictures as 1024, for the ancestral sampler up to {MOST_ANCESTRAL_STEPS})",
+        f"the fewest that give the same pictures as 1024, for the ancestral sampler up to {MOST_ANCESTRAL_STEPS}); "
+        "64 pictures are drawn with 1024 in any case, for the distance",
         nargs="+",
     )
     parser.add_argument(
@@ -207,13 +208,13 @@ def main() -> None:
         candidates = choose_candidates(arguments, students, evaluation)
         bar.reset(total=evaluation.num_network_evaluations(candidates))
         tqdm.write(line_of(COLUMNS))
-        rows, baseline = [], None
+        rows, baselines = [], {}
         for candidate in candidates:
             found = evaluation.evaluate(candidate)
-            if baseline is None and candidate.name == "teacher" and candidate.sampler == "ddim":
-                baseline = found["fid"]  # the teacher at the most steps comes first
+            if candidate.name == "teacher" and candidate.sampler == "ddim":
+                baselines.setdefault(candidate.guidance, found["fid"])  # the teacher at the most steps comes first
             rows.append((candidate, found))
-            tqdm.write(line_of(cells_of(candidate, found, baseline)))
+            tqdm.write(line_of(cells_of(candidate, found, baselines.get(candidate.guidance))))
         draw_figure(rows, title, folder / "fid.png")
         if len(set(arguments.guidance)) > 1 and any(found.get("right") for _, found in rows):
             draw_trade_off(rows, title, folder / "guidance.png")

@@ -121,7 +121,9 @@ def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]
     return panels
 
 
-def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, device: torch.device) -> Tensor:
+def draw(
+    checkpoint: Checkpoint, steps: int, guidance: float, arguments: argparse.Namespace, device: torch.device
+) -> Tensor:
     """The samples that the arguments ask of a checkpoint, [N, C, H, W] in [-1, 1]."""
     sampling = checkpoint.config.sampling
     chosen = {
@@ -132,20 +134,20 @@ def draw(checkpoint: Checkpoint, steps: int, arguments: argparse.Namespace, devi
     config = checkpoint.config.model_copy(update={"sampling": sampling, **cli.overrides(arguments)})
     compute = Compute.choose(config, device, passes=FORWARD_PASSES * arguments.num_samples * steps, training=False)
     model = compute.for_inference(checkpoint.model(device), sampling.batch_size)
-    guidance = arguments.guidance if arguments.guidance is not None else checkpoint.default_guidance
     options = {"guidance": guidance, "seed": arguments.seed, "device": device}
     options["classes"] = [checkpoint.class_number(name) for name in arguments.classes or ()]
     return draw_samples(model, config, arguments.num_samples, sampling_steps=steps, **options)
 
 
-def label_of(checkpoint: Checkpoint, steps: int, panels: list[tuple[Checkpoint, int]]) -> str:
+def label_of(checkpoint: Checkpoint, steps: int, guidance: float, panels: list[tuple[Checkpoint, int]]) -> str:
     """The label of a panel; checkpoints that share a number of sampling steps are told apart by their paths."""
     who = "teacher" if checkpoint.sampling_steps is None else f"distilled to {checkpoint.sampling_steps}"
     alike = {other.path.with_suffix("") for other, _ in panels if other.sampling_steps == checkpoint.sampling_steps}
     if len(alike) > 1:
         parts = next(n for n in range(2, 99) if len({path.parts[-n:] for path in alike}) == len(alike))
         who += f" ({Path(*checkpoint.path.with_suffix('').parts[-parts:])})"
-    return f"{who}, {steps} step{'s' if steps > 1 else ''}"
+    text = f"{who}, {steps} step{'s' if steps > 1 else ''}"
+    return text if guidance == 1 else f"{text}, guidance {guidance:g}"
 
 
 def distance_between(first: Checkpoint, other: Checkpoint, images: tuple[Tensor, Tensor]) -> str:
@@ -182,8 +184,9 @@ def main() -> None:
     pictures: list[tuple[str, Tensor]] = []
     for checkpoint, steps in panels:
         start = time.perf_counter()
-        images = draw(checkpoint, steps, arguments, device)
-        label = label_of(checkpoint, steps, panels)
+        guidance = checkpoint.default_guidance if arguments.guidance is None else arguments.guidance
+        images = draw(checkpoint, steps, guidance, arguments, device)
+        label = label_of(checkpoint, steps, guidance, panels)
         report = f"{label}: {len(images)} pictures in {time.perf_counter() - start:.1f} s"
         if pictures:
             report += f", {distance_between(panels[0][0], checkpoint, (pictures[0][1], images))}"

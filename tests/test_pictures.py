@@ -23,7 +23,7 @@ def test_a_grid_has_a_column_for_each_class_where_they_fit():
 
 def test_columns_stand_under_the_names_of_their_classes():
     images = torch.full((6, 1, 32, 32), -1.0)
-    for names, height in ((["0", "1", "2"], 18), (["0", "a name longer than its column", "2"], 92)):
+    for names, height in ((["0", "1", "2"], 18), (["0", "a name longer than its column", "2"], 111)):
         picture = grid(images, names)
         assert picture.shape == (3, height + 2 * 34 + 2, 3 * 34 + 2)
         strip = picture[0, :height]

@@ -250,7 +250,7 @@ def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypa
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "0_conversion", "1_4"]
     converted, student = folder / "0_conversion/diffusion-4.pt", folder / "1_4/diffusion-4.pt"
     said = capsys.readouterr().out
-    assert "to guidance from 1 to 3, writing to" in said and "to 4 steps, writing to" in said
+    assert "to guidance from 1 to 3, from step 0, writing to" in said and "to 4 steps, from step 0, writing" in said
     torch.rand(1)  # the layers that the teacher does not have are drawn from the seed alone
     assert call(*distill, "--distillation_iterations", 1, "--output_dir", "again") == 0
     assert_same(contents(converted), contents(Path("again/0_conversion/diffusion-4.pt")))
@@ -275,6 +275,10 @@ def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypa
     ):
         assert call("sample.py", "--checkpoint", checkpoint, *flags, "--output", "two.png") == 2
         assert message in capsys.readouterr().err and not Path("two.png").exists()
+    folder_lesson.write_text(text.replace("guidance: [1, 3]", "guidance: null"))
+    assert call(*distill, "--distillation_iterations", 1) == 2
+    said = capsys.readouterr().err
+    assert "another distillation's: it was with guidance, and distillation.guidance is null here" in said
     folder_lesson.write_text(text.replace("guidance: [1, 3]", "guidance: [1, 4]"))
     assert call(*distill, "--distillation_iterations", 1) == 2
     assert "distillation.guidance is [1.0, 3.0] there and [1.0, 4.0] here" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from torchvision.utils import make_grid, save_image
 from utils.files import write_atomically
 
 PADDING = 2  # pixels between images
-LABEL_HEIGHT, LONGEST_HEADING = 26, 90  # pixels
+LABEL_HEIGHT, LONGEST_HEADING = 26, 110  # pixels
 FONT_SIZE, HEADING_SIZE = 17, 11
 MOST_COLUMNS = 16  # that are sorted by class
 MOST_SORTED_PANELS, MOST_ENLARGED_PANELS = 5, 3
@@ -57,7 +57,8 @@ def side_by_side(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = 
 def _headings(names: list[str], column: int, width: int) -> Tensor:
     """The names of columns, each so many pixels wide; upright where one is wider."""
     font = ImageFont.load_default(size=HEADING_SIZE)
-    texts = [Image.new("L", (min(math.ceil(font.getlength(name)) + 4, LONGEST_HEADING), 16), 255) for name in names]
+    names = [_shortened(name, font) for name in names]
+    texts = [Image.new("L", (math.ceil(font.getlength(name)) + 4, 16), 255) for name in names]
     for name, text in zip(names, texts, strict=True):
         ImageDraw.Draw(text).text((2, 1), name, fill=0, font=font)
     if any(text.width > column for text in texts):
@@ -66,6 +67,14 @@ def _headings(names: list[str], column: int, width: int) -> Tensor:
     for i, text in enumerate(texts):
         strip.paste(text, (i * column + (column - text.width) // 2, strip.height - text.height))
     return pil_to_tensor(strip).float().expand(3, -1, -1) / 255
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont) -> str:
+    short = name
+    while font.getlength(name) > LONGEST_HEADING:
+        short = short[:-1]
+        name = f"{short}..."
+    return name
 
 
 def _labelled(label: str, picture: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 import errno
 import os
+import signal
+import time
 
 import pytest
 import torch
@@ -24,6 +26,21 @@ def test_a_lock_that_is_deleted_with_its_run_locks_no_longer(tmp_path, monkeypat
         assert len(opened) == 2
         with pytest.raises(InputError, match="another process is writing there"), locked(tmp_path):
             pass
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_lock_does_not_last_as_long_as_what_was_forked_meanwhile(tmp_path):
+    with locked(tmp_path):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 class FullDisk:

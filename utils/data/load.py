@@ -44,11 +44,12 @@ def require_num_classes(data: ImageSet, config: Config) -> None:
     """
     num_classes, found = config.network.num_classes, data.num_classes
     if num_classes == found == 1:
-        raise InputError(f"network.num_classes: 1, but {config.data.name} has no classes to tell apart; it should be 0")
+        raise InputError("network.num_classes: 1, but there is nothing to tell apart then; it should be 0")
     if num_classes and found != num_classes:
+        name = config.data.root if config.data.name == "folder" else config.data.name
+        what = f"{found} classes" if found > 1 else "no classes: there are no subfolders, or pictures beside them"
         raise InputError(
-            f"network.num_classes: {num_classes}, but {config.data.name} has {found} "
-            f"{'classes' if found > 1 else 'class'}; 0 is a network that is not told the class"
+            f"network.num_classes: {num_classes}, but {name} has {what}; 0 is a network that is not told the class"
         )
 
 

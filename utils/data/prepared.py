@@ -9,10 +9,13 @@ The index is written last: where there is one, and as many images as it says, th
 made anew.
 """
 
+import ctypes
 import glob
 import hashlib
 import mmap
 import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -136,7 +139,8 @@ def _prepare(path: Path, folder: Folder) -> Index:
 
     def write(file: BinaryIO) -> None:
         workers = 0 if len(folder) <= FEW_PICTURES else num_processors()
-        batches = DataLoader(folder, batch_size=BATCH_SIZE, num_workers=workers, collate_fn=list)
+        options = {"num_workers": workers, "worker_init_fn": _end_with_parent, "collate_fn": list}
+        batches = DataLoader(folder, batch_size=BATCH_SIZE, **options)
         decoded = tqdm(chain.from_iterable(batches), f"preparing {folder.root}", len(folder), False, unit="picture")
         for picture, content in zip(folder.pictures, decoded, strict=True):
             if isinstance(content, NoPicture):
@@ -159,12 +163,19 @@ def _prepare(path: Path, folder: Folder) -> Index:
     return index
 
 
+def _end_with_parent(_: int) -> None:
+    """Lets Linux end a worker when its parent is killed, which it would not notice while it waits to hand on."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # sys/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 def _require_few(broken: list[str], folder: Folder) -> None:
     share = folder.settings.most_broken
     if len(broken) > share * len(folder):
         raise InputError(
-            f"{broken[-1]} (with this one, {len(broken)} of {len(folder)} pictures, more than data.most_broken allows: "
-            f"{share:g} of them)"
+            f"{'; '.join(broken[-MOST_MESSAGES:])} (so far {len(broken)} of {len(folder)} pictures, more than "
+            f"data.most_broken allows: {share:g} of them)"
         )
 
 
@@ -182,7 +193,7 @@ def _report(folder: Folder, index: Index) -> None:
     shown = f" in {len(names)} classes: {', '.join(names[:MOST_NAMES] + ['...'] * (len(names) > MOST_NAMES))}"
     if "" in index.class_names:
         loose = printable(folder.pictures[0].name)
-        shown = f", some beside the subfolders ({loose}), so these are no classes" if len(names) > 1 else ""
+        shown = f", some beside the subfolders ({loose}): so the subfolders are no classes" if len(names) > 1 else ""
     print(f"{folder.root}: {sum(index.counts)} pictures{shown}")
 
 

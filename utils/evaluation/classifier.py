@@ -1,5 +1,6 @@
 """A small classifier of the data set, trained once, whose features FID and KID are computed from."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from utils.process.randomness import seed_of
 
 FORMAT_VERSION = 1
 NUM_FEATURES = 128
+FEWEST_STEPS = 300  # for small sets
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 256, 1e-2  # at least 99% of MNIST's test images, within two minutes on two cores
 
 
@@ -55,9 +57,10 @@ class Classifier(nn.Module):
 def train_classifier(classifier: Classifier, images: Tensor, labels: Tensor) -> None:
     """Trains on uint8 images [N, C, H, W] and their classes [N], in place; the same every time on the same machine."""
     generator = torch.Generator().manual_seed(seed_of("classifier order"))
+    epochs = max(EPOCHS, math.ceil(FEWEST_STEPS * BATCH_SIZE / len(images)))
     batches = [
         indices
-        for _ in range(EPOCHS)
+        for _ in range(epochs)
         for indices in torch.randperm(len(images), generator=generator).to(images.device).split(BATCH_SIZE)
     ]
     optimizer = torch.optim.Adam(classifier.parameters(), fused=True)

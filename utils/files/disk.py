@@ -17,6 +17,7 @@ except ImportError:  # not on Windows
     fcntl = None
 
 LOCK_NAME = ".lock"
+_locks: set[TextIO] = set()  # that this process holds
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # what disks answer that are shared without them
 
 
@@ -148,7 +149,19 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
             if error.errno not in WITHOUT_LOCKS:
                 raise _cannot_be_written(folder / LOCK_NAME, error) from error
             print(f"{folder}: this disk knows no locks: see to it that no other run writes there")
+        _locks.add(file)
+        opened.callback(_locks.discard, file)
         yield
+
+
+def _close_locks() -> None:
+    for file in _locks:
+        file.close()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):  # or a lock would last as long as any process that was forked meanwhile
+    os.register_at_fork(after_in_child=_close_locks)
 
 
 def _lock(file: TextIO, folder: Path, wait: bool) -> None:

@@ -123,7 +123,12 @@ class TrainingLoop:
         run, step = self.run, self.trainer.step
         self._save_state()
         if not run.has_checkpoint(step):
-            self._draw()
+            try:
+                self._draw()
+            except Interrupted:
+                if distributed.world_size() == 1:  # the others are still drawing
+                    self._log_seconds()
+                raise
             path, weights = run.checkpoint_path(step), self.trainer.ema.state_dict()
             of_run = {"sampling_steps": run.sampling_steps, "guidance": run.guidance, "trained_on": run.trained_on}
             save_checkpoint(path, weights, config=self.config, step=step, **of_run)

@@ -6,7 +6,6 @@ belongs to its step is there; where there is a state, the rest can be made from 
 """
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +16,13 @@ from pydantic import ValidationError, model_validator
 from utils.checkpoints import Checkpoint, TrainedOn
 from utils.config import differences, explain, flatten
 from utils.errors import InputError
-from utils.files import delete_files, exists, find_files, locked, read_torch_file, remove_if_empty, write_atomically
+from utils.files import delete_files, exists, find_files, locked, read_torch_file, write_atomically
 from utils.files.disk import LOCK_NAME
 from utils.schema import Config, Count, NonNegativeInt, Section
 from utils.training.log import LOG_NAME
 
 STATE_NAME = "training_state.pt"
 STATE_VERSION = 3
-CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
 # In the order of deletion: a state without its checkpoints would be continued, so it goes first.
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
 
@@ -266,38 +264,3 @@ def delete_run(folder: Path) -> None:
         if os.name == "posix":  # while it is locked, or another process could take it in between
             delete_files(folder, LOCK_NAME)
     delete_files(folder, LOCK_NAME)  # Windows knows no locks, and does not let an open file go
-
-
-def student_folders(folder: Path) -> list[tuple[Path, int, int]]:
-    """The students' folders that are there: (path, iteration, number of sampling steps)."""
-    matches = [(path, re.fullmatch(r"(\d+)_(\d+)", path.name)) for path in find_files(folder, "*_*")]
-    return [(path, int(match[1]), int(match[2])) for path, match in matches if match]
-
-
-def require_same_students(folder: Path, students: list[int]) -> None:
-    """Refuses a folder with students of other numbers of steps than these, the first iteration's first.
-
-    Raises:
-        InputError: naming the student and both initial numbers of steps.
-    """
-    for path, iteration, steps in student_folders(folder):
-        if iteration <= len(students) and steps != students[iteration - 1]:
-            raise InputError(
-                f"{path}: another run's student: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} there and "
-                f"is {students[0]} here; {KEEP}"
-            )
-
-
-def delete_students(folder: Path) -> None:
-    """Deletes an earlier distillation, and nothing else."""
-    conversion = [folder / CONVERSION_NAME] if exists(folder / CONVERSION_NAME) else []
-    for path in [path for path, _, _ in student_folders(folder)] + conversion:
-        delete_run(path)
-        remove_if_empty(path)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest step in a run's folder, None if there is none."""
-    matches = [(path, re.fullmatch(r"diffusion-(\d+)\.pt", path.name)) for path in find_files(folder, "diffusion-*.pt")]
-    steps = {int(match[1]): path for path, match in matches if match}
-    return steps[max(steps)] if steps else None
