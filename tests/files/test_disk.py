@@ -30,11 +30,14 @@ def test_a_lock_that_is_deleted_with_its_run_locks_no_longer(tmp_path, monkeypat
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
 def test_a_lock_does_not_last_as_long_as_what_was_forked_meanwhile(tmp_path):
+    reading, writing = os.pipe()
     with locked(tmp_path):
         child = os.fork()
         if child == 0:
+            os.write(writing, b"I am here")
             time.sleep(60)
             os._exit(0)
+        os.read(reading, 1)
     try:
         with locked(tmp_path):
             pass
