@@ -3,7 +3,6 @@
 import warnings
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
@@ -39,7 +38,7 @@ def read_picture(path: Path, num_channels: int, background: str = "white", at_le
                 image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
             # 16 bits, which Pillow would cut off at 255
-            image = Image.fromarray((np.asarray(image).astype(np.int32) // 257).astype(np.uint8))
+            image = Image.fromarray((pil_to_tensor(image.convert("I"))[0] // 257).byte().numpy())
         if image.mode in ("I", "F"):
             raise NoPicture(f"{shown}: has 32 bits a pixel, of which nobody says what is white")
         if image.has_transparency_data:

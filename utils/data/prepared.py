@@ -157,8 +157,9 @@ def _prepare(path: Path, folder: Folder) -> Index:
 
     write_atomically(path, write)
     about = {"class_names": [printable(name) for name in counts], "counts": list(counts.values()), "broken": broken}
-    images, _ = _map(path, folder.shape(sum(counts.values())))
-    index = Index(identity=path.stem, **about, hash=content_hash(images, _labels(about["counts"])))
+    images, let_go = _map(path, folder.shape(sum(counts.values())))
+    content = content_hash(images, _labels(about["counts"]), let_go=let_go)
+    index = Index(identity=path.stem, **about, hash=content)
     write_atomically(path.with_suffix(".json"), lambda file: file.write(index.model_dump_json().encode()))
     return index
 
