@@ -76,7 +76,7 @@ def require_same_images(teacher: Checkpoint, data: ImageData, is_student: bool) 
     Raises:
         InputError: the student has seen others.
     """
-    if teacher.trained_on and teacher.trained_on.data_hash != data.description.data_hash:
+    if teacher.has_seen_other_images(data.description.data_hash):
         if is_student:
             raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {BESIDE}")
         print(f"note: the images are others than those that {teacher.path} was trained on")
@@ -172,24 +172,23 @@ def main() -> None:
             run = Run.of_student(stage_folder, config, teacher, n, restart=arguments.restart)
             if run.finished:
                 print(f"{run.folder}: finished, all {run.num_steps} steps")
-                teacher = load_checkpoint(run.final_checkpoint)
-                continue
-            if data is None:
-                data = load_data(config, device)
-                teacher.require_same_classes(data.description.class_names)
-                held.enter_context(locked(folder))  # all has been checked; no other process may delete the students
-                if arguments.restart:
-                    delete_students(folder)
-                    cli.restart_is_done()
-            run.use_data(data.description)
-            require_same_images(teacher, data, is_student=teacher.path.is_relative_to(folder))
-            compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
-            what = f"{n} steps" if n else f"guidance from {run.guidance[0]:g} to {run.guidance[1]:g}"
-            step = run.state["step"] if run.state else 0
-            print(f"distilling on {compute}, to {what}, from step {step}, writing to {run.folder}")
-            learn = distill if n else convert
-            learn(teacher, run, config, data, compute, stopwatch)
-            gc.collect()  # a compiled network holds itself
+            else:
+                if data is None:
+                    data = load_data(config, device)
+                    teacher.require_same_classes(data.description.class_names)
+                    held.enter_context(locked(folder))  # all has been checked; no other process may delete the students
+                    if arguments.restart:
+                        delete_students(folder)
+                        cli.restart_is_done()
+                run.use_data(data.description)
+                require_same_images(teacher, data, is_student=teacher.path.is_relative_to(folder))
+                compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
+                what = f"{n} steps" if n else f"guidance from {run.guidance[0]:g} to {run.guidance[1]:g}"
+                step = run.state["step"] if run.state else 0
+                print(f"distilling on {compute}, to {what}, from step {step}, writing to {run.folder}")
+                learn = distill if n else convert
+                learn(teacher, run, config, data, compute, stopwatch)
+                gc.collect()  # a compiled network holds itself
             teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
 
     print(table(stage_folder for stage_folder, _ in stages))

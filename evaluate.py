@@ -175,7 +175,7 @@ def main() -> None:
     require_num_classes(training, config)
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_classes(training.class_names)
-        if checkpoint.trained_on and checkpoint.trained_on.data_hash != training.hash:
+        if checkpoint.has_seen_other_images(training.hash):
             print(f"note: the training images are others than those that {checkpoint.path} was trained on")
     if arguments.num_samples > len(training.images):
         raise InputError(

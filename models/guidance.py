@@ -31,6 +31,11 @@ def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
     return low + (high - low) * torch.rand(batch_size, dtype=torch.float64)
 
 
+def evaluations_per_step(scale: float, *, takes_guidance: bool) -> int:
+    """How often a network is evaluated in a step of a sampler: twice where it is guided and does not take the scale."""
+    return 1 if scale == 1 or takes_guidance else 2
+
+
 @dataclass(frozen=True)
 class Guided:
     """A model with guidance, in place of a `Diffusion` wherever one is sampled, taught or taught by.

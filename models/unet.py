@@ -193,18 +193,19 @@ class UNet(nn.Module):
 
     def trunk(self, z: Tensor, embedding: Tensor, index: Tensor) -> Tensor:
         """Down, through the middle and up: from z [B, C, H, W] to [B, channels, H / patch, W / patch]."""
+
+        def through(layer: nn.Module, h: Tensor) -> Tensor:
+            return layer(h, embedding, index) if isinstance(layer, Stage | ResidualBlock) else layer(h)
+
         h = self.conv_in(rearrange(z, "b c (y p) (x q) -> b (c p q) y x", p=self.patch_size, q=self.patch_size))
         kept = [h]
         for layer in self.down:
-            h = layer(h, embedding, index) if isinstance(layer, Stage | ResidualBlock) else layer(h)
+            h = through(layer, h)
             kept.append(h)
         for layer in self.middle:
-            h = layer(h, embedding, index)
+            h = through(layer, h)
         for layer in self.up:
-            if isinstance(layer, Stage):
-                h = layer(torch.cat([h, kept.pop()], dim=1), embedding, index)
-            else:
-                h = layer(h, embedding, index) if isinstance(layer, ResidualBlock) else layer(h)
+            h = through(layer, torch.cat([h, kept.pop()], dim=1) if isinstance(layer, Stage) else h)
         return h
 
     def for_inference(self) -> "UNet":

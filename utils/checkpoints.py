@@ -13,15 +13,15 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from models.diffusion import Diffusion
+from models.guidance import evaluations_per_step
 from models.noise_schedule import SCHEDULES
 from models.unet import UNet
 from utils.config import differences, explain
-from utils.errors import InputError
+from utils.errors import InputError, first_of
 from utils.files import read_torch_file, sha256, write_atomically
 from utils.files.torch_file import require_like
 from utils.schema import LARGEST_SCALE, Config, Count, NonNegativeInt, ScaleRange, Section
 
-MOST_NAMES = 20  # of classes, that are printed
 FORMAT_VERSION = 2  # version 1 did not say what the model was trained on; it is read, too
 UNDISTILLED_SAMPLING_STEPS = 1024
 
@@ -100,7 +100,7 @@ class Checkpoint:
 
     def evaluations_per_step(self, guidance: float) -> int:
         """How often its network is evaluated in a step of a sampler, at a guidance scale."""
-        return 1 if guidance == 1 or self.guidance else 2
+        return evaluations_per_step(guidance, takes_guidance=self.guidance is not None)
 
     @property
     def class_names(self) -> list[str]:
@@ -118,7 +118,7 @@ class Checkpoint:
         if name.isascii() and name.isdigit() and int(name) < len(self.class_names):
             return int(name)
         close = difflib.get_close_matches(name, self.class_names, n=1)
-        known = ", ".join(self.class_names[:MOST_NAMES]) + ", ..." * (len(self.class_names) > MOST_NAMES)
+        known = first_of(self.class_names)
         hint = f"did you mean {close[0]}?" if close else f"it knows {known}" if known else "it was told none"
         raise InputError(f"class {name}: {self.path} knows no such class; {hint}")
 
@@ -163,6 +163,10 @@ class Checkpoint:
                 raise InputError(
                     f"{self.path}: knows other classes than the data: class {number} is {there} in it and {here} here"
                 )
+
+    def has_seen_other_images(self, data_hash: str) -> bool:
+        """Whether the file says that it was trained on other images than these."""
+        return self.trained_on is not None and self.trained_on.data_hash != data_hash
 
     def require_own_weights(self) -> None:
         """Refuses weights of another architecture than the configuration's, before any memory is taken for it.

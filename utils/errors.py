@@ -1,4 +1,6 @@
-"""The exception for what the user can correct."""
+"""The exception for what the user can correct, and lists in its messages."""
+
+from collections.abc import Sequence
 
 
 class InputError(Exception):
@@ -6,3 +8,8 @@ class InputError(Exception):
 
     The scripts print it without a traceback and exit with code 2; any other exception is a bug and keeps its own.
     """
+
+
+def first_of(texts: Sequence[str], most: int = 20, separator: str = ", ") -> str:
+    """A list for a message: the first of these texts, and three dots where there are more."""
+    return separator.join([*texts[:most], *["..."] * (len(texts) > most)])

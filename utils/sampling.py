@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.diffusion import Diffusion
-from models.guidance import guided
+from models.guidance import evaluations_per_step, guided
 from models.samplers import ancestral, ddim
 from utils.process.distributed import distributed_map, tasks_per_rank
 from utils.process.randomness import SampleNoise
@@ -61,11 +61,6 @@ def draw_batch(
     return x.clamp(-1, 1)
 
 
-def num_evaluations(model: Diffusion, sampling_steps: int, guidance: float) -> int:
-    """How often the network is evaluated for a batch: twice a step where it is guided and does not take the scale."""
-    return sampling_steps * (2 if guidance != 1 and not model.takes_guidance else 1)
-
-
 def draw_all(draw: Callable[[range], Tensor], count: int, batch_size: int) -> Tensor:
     """All samples of the indices below `count`, drawn by `draw`, as one [N, C, H, W] on the CPU of every rank."""
     return torch.cat(list(distributed_map(lambda indices: draw(indices).cpu(), batches_of(count, batch_size))))
@@ -88,7 +83,8 @@ def draw_samples(
     `check()` is called at each evaluation of the network; it may raise. The rest is as in `draw_batch`.
     """
     batch_size = config.sampling.batch_size
-    total = tasks_per_rank(batches_of(count, batch_size)) * num_evaluations(model, sampling_steps, guidance)
+    total = tasks_per_rank(batches_of(count, batch_size)) * sampling_steps
+    total *= evaluations_per_step(guidance, takes_guidance=model.takes_guidance)
     with tqdm(total=total, desc=f"sampling {sampling_steps} steps", leave=False) as bar:
 
         def tick() -> None:

@@ -70,18 +70,23 @@ def test_two_processes_and_accumulation_are_one_process(lesson):
     assert (lesson / "one/sample-5.png").read_bytes() == (lesson / "two/sample-5.png").read_bytes()
 
 
-def test_students_of_two_processes_are_those_of_one(lesson):
+def distilled(lesson: Path, suffix: str, iterations: int) -> tuple[Path, Path]:
+    """The students of one process, and those of two with accumulation, by the configurations of this suffix."""
     flags = ["--teacher_model_checkpoint", lesson / "one/diffusion-5.pt", "--initial_sampling_steps", 4]
-    flags += ["--distillation_iterations", 2]
-    process = run_in_processes(
-        2, "distill.py", "--config_path", "tiny_in_two.yaml", *flags, "--output_dir", "two_students", cwd=lesson
-    )
-    folder = lesson / "one_students"
-    assert call("distill.py", "--config_path", lesson / "tiny.yaml", *flags, "--output_dir", folder) == 0
+    flags += ["--distillation_iterations", iterations]
+    one, two = lesson / f"one_students{suffix}", lesson / f"two_students{suffix}"
+    in_two = ["--config_path", f"tiny_in_two{suffix}.yaml", *flags, "--output_dir", two.name]
+    process = run_in_processes(2, "distill.py", *in_two, cwd=lesson)
+    assert call("distill.py", "--config_path", lesson / f"tiny{suffix}.yaml", *flags, "--output_dir", one) == 0
     code, _, errors = finish(process)
     assert code == 0, errors
+    return one, two
+
+
+def test_students_of_two_processes_are_those_of_one(lesson):
+    one, two = distilled(lesson, "", iterations=2)
     for student in ("1_4", "2_2"):
-        assert_same_but_for_rounding(folder / student, lesson / "two_students" / student, tolerance=1e-4)
+        assert_same_but_for_rounding(one / student, two / student, tolerance=1e-4)
 
 
 def test_guidance_is_learned_by_two_processes_as_by_one(lesson):
@@ -90,17 +95,9 @@ def test_guidance_is_learned_by_two_processes_as_by_one(lesson):
         text = (lesson / f"{name}.yaml").read_text()
         guided = "distillation:\n  {guidance: [1, 4], num_conversion_steps: 4, "
         (lesson / f"{name}_guided.yaml").write_text(text.replace("distillation:\n  {", guided))
-    flags = ["--teacher_model_checkpoint", lesson / "one/diffusion-5.pt", "--initial_sampling_steps", 4]
-    flags += ["--distillation_iterations", 1]
-    process = run_in_processes(
-        2, "distill.py", "--config_path", "tiny_in_two_guided.yaml", *flags, "--output_dir", "two_guided", cwd=lesson
-    )
-    folder = lesson / "one_guided"
-    assert call("distill.py", "--config_path", lesson / "tiny_guided.yaml", *flags, "--output_dir", folder) == 0
-    code, _, errors = finish(process)
-    assert code == 0, errors
+    folders = distilled(lesson, "_guided", iterations=1)
     for stage in ("0_conversion", "1_4"):
-        one, two = losses_of(folder / stage), losses_of(lesson / "two_guided" / stage)
+        one, two = (losses_of(folder / stage) for folder in folders)
         assert one == pytest.approx(two, rel=1e-2)
         assert stage != "0_conversion" or one[:2] == pytest.approx(two[:2], rel=1e-5)
 

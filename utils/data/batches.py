@@ -32,7 +32,7 @@ class ImageData:
         self.description = TrainedOn(data_hash=data.hash, class_names=class_names)
         # Mapped images stay where they are; others are moved whole, so that no step waits for them.
         self.images, self.let_go = data.images if data.let_go else data.images.to(device), data.let_go
-        self.labels = data.labels.to(device) if with_classes else None
+        self.labels = data.labels.to(self.images.device) if with_classes else None
         self.seed, self.random_flip, self.device = seed, random_flip, device
 
     def __len__(self) -> int:
@@ -51,16 +51,17 @@ class ImageData:
             order, flips = _shuffled(len(self), self.seed, shuffle, epoch)
             pieces.append((order[begin:end], flips[begin:end]))
         indices, flip = (torch.cat(part) for part in zip(*pieces, strict=True))
-        x = to_unit_range(self._move(self.images[self._move(indices, self.images.device)]))
+        indices = self._move(indices, self.images.device)
+        x = to_unit_range(self._move(self.images[indices], self.device))
         if self.let_go:
             self.let_go()
         if self.random_flip:
-            x = torch.where(self._move(flip)[:, None, None, None], x.flip(-1), x)
-        return x, None if self.labels is None else self.labels[self._move(indices)]
+            x = torch.where(self._move(flip, self.device)[:, None, None, None], x.flip(-1), x)
+        return x, None if self.labels is None else self._move(self.labels[indices], self.device)
 
-    def _move(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
-        """A tensor on the device, or on another one, without waiting for a GPU."""
-        device = device or self.device
+    @staticmethod
+    def _move(tensor: Tensor, device: torch.device) -> Tensor:
+        """The tensor on a device, without waiting for a GPU."""
         if device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         return tensor.to(device, non_blocking=device.type == "cuda")

@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.data.folder import MOST_NAMES, Picture, find_pictures, printable
+from utils.data.folder import Picture, find_pictures, printable
 from utils.data.image_set import ImageSet, content_hash, fit
 from utils.data.picture import NoPicture, read_picture
-from utils.errors import InputError
+from utils.errors import InputError, first_of
 from utils.files import CACHE, delete_files, locked, read_if_there, write_atomically
 from utils.schema import Count, Section
 from utils.schema import Data as DataSettings
@@ -188,10 +188,9 @@ def _report(folder: Folder, index: Index) -> None:
     """
     if index.broken:
         _require_few(index.broken, folder)
-        messages = "; ".join(index.broken[:MOST_MESSAGES]) + "; ..." * (len(index.broken) > MOST_MESSAGES)
-        print(f"{folder.root}: {len(index.broken)} left out: {messages}")
+        print(f"{folder.root}: {len(index.broken)} left out: {first_of(index.broken, MOST_MESSAGES, '; ')}")
     names = [f"{i} {name}" for i, name in enumerate(index.class_names)]
-    shown = f" in {len(names)} classes: {', '.join(names[:MOST_NAMES] + ['...'] * (len(names) > MOST_NAMES))}"
+    shown = f" in {len(names)} classes: {first_of(names)}"
     if "" in index.class_names:
         loose = printable(folder.pictures[0].name)
         shown = f", some beside the subfolders ({loose}): so the subfolders are no classes" if len(names) > 1 else ""

@@ -53,16 +53,15 @@ def cells_of(candidate: Candidate, found: dict[str, Any], baseline: float | None
     yield f"{1000 * found['seconds_per_picture']:.2f}" if candidate.path else ""
 
 
-def rows_guidance(rows: list[Row]) -> float:
-    """The guidance scale of the rows that are compared along the number of steps: the first one's."""
-    return next((candidate.guidance for candidate, _ in rows if candidate.path), 1.0)
-
-
 def draw_figure(rows: list[Row], title: str, path: Path) -> None:
-    """Writes FID against the number of sampling steps as a PNG; the first row is the floor, real images."""
+    """Writes FID against the number of sampling steps, at the first guidance scale, as a PNG.
+
+    The first row is the floor, real images.
+    """
     curves: dict[str, dict[int, float]] = {}
+    first_scale = next((candidate.guidance for candidate, _ in rows if candidate.path), 1.0)
     for candidate, found in rows:
-        if candidate.path and candidate.guidance == rows_guidance(rows):
+        if candidate.path and candidate.guidance == first_scale:
             name = candidate.name if candidate.name == "distilled" else f"teacher, {candidate.sampler}"
             curves.setdefault(name, {})[candidate.sampling_steps] = found["fid"]
     figure, axes = _plot(title, "sampling steps")

@@ -140,9 +140,8 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     prepare_folder(folder)
     with ExitStack() as opened:
         try:
-            file = opened.enter_context(open(folder / LOCK_NAME, "w"))
-            _lock(file, folder, wait)
-            while not _is_there(file, folder / LOCK_NAME):  # whoever had it has deleted it with the run
+            file = None
+            while file is None or not _is_there(file, folder / LOCK_NAME):  # whoever had it may have deleted it
                 file = opened.enter_context(open(folder / LOCK_NAME, "w"))
                 _lock(file, folder, wait)
         except OSError as error:

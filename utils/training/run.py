@@ -263,4 +263,5 @@ def delete_run(folder: Path) -> None:
         delete_files(folder, *RUN_FILES)
         if os.name == "posix":  # while it is locked, or another process could take it in between
             delete_files(folder, LOCK_NAME)
-    delete_files(folder, LOCK_NAME)  # Windows knows no locks, and does not let an open file go
+    if os.name != "posix":  # which knows no locks here, and does not let an open file go
+        delete_files(folder, LOCK_NAME)
