@@ -1,7 +1,6 @@
-# make lesson    the small lesson: train, distill from 1024 sampling steps to 8, compare; continues what is unfinished
-# make further   goes on from there to 4, 2 and 1 steps
+# make lesson    digits: train, distill from 1024 sampling steps to 1, compare; continues what is unfinished
 # make evaluate  measures them all: FID and more against the number of steps, with a figure; students from 128 steps on; an hour at most
-# make fashion   the same for Fashion-MNIST, with guidance, down to 1 step; needs a network the first time
+# make fashion   clothes, with guidance; twice as long; needs a network the first time
 # make test      lint, then all tests
 # make stress    what takes half an hour: 70 kills, 10,000 mutated files
 # make lint      style and format (ruff), and the layers of imports (import-linter)
@@ -12,12 +11,9 @@ NAME := ddpm_32x32_v_continuous_small
 CONFIG := configs/$(NAME).yaml
 TEACHER := output/$(NAME)/diffusion-5000.pt
 STUDENTS := output/distilled/$(NAME)
-STUDENT := $(STUDENTS)/7_8/diffusion-600.pt
 LAST_STUDENT := $(STUDENTS)/10_1/diffusion-500.pt
-PICTURE := output/lesson-8-steps.png
-FURTHER_PICTURE := output/lesson-4-2-1-steps.png
-DISTILL := $(BIN)/python distill.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
-	--initial_sampling_steps 512 --distillation_iterations
+PICTURE := output/lesson-4-2-1-steps.png
+PICTURE_AT_8 := output/lesson-8-steps.png
 
 FASHION := fashion_mnist_32x32_v_continuous_small
 FASHION_CONFIG := configs/$(FASHION).yaml
@@ -26,16 +22,14 @@ FASHION_STUDENTS := output/distilled/$(FASHION)
 FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-500.pt
 FASHION_PICTURE := output/fashion-4-2-steps.png
 
-.PHONY: lesson further evaluate fashion test stress lint
+.PHONY: lesson evaluate fashion test stress lint
 
-lesson: $(PICTURE)
-	@echo "The lesson is done. Its pictures:"
-	@echo "  $(PICTURE)   teacher at 1024 steps | teacher at 8 | student at 8, from the same noise"
+lesson: $(PICTURE) $(PICTURE_AT_8)
+	@echo "The lesson is done. Its pictures, each from the same noise in all panels:"
+	@echo "  $(PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
+	@echo "  $(PICTURE_AT_8)   teacher at 1024 steps | teacher at 8 | student at 8"
 	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
 	@$(BIN)/python -m utils.training.log output/$(NAME) $$(ls -d $(STUDENTS)/* | sort -V)
-
-further: $(FURTHER_PICTURE)
-	@echo "  $(FURTHER_PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
 
 evaluate: $(LAST_STUDENT)
 	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS) \
@@ -58,16 +52,15 @@ lint: .venv/tests-installed
 $(TEACHER): | .venv/installed
 	$(BIN)/python train.py --config_path $(CONFIG)
 
-$(STUDENT): $(TEACHER)
-	$(DISTILL) 7
+$(LAST_STUDENT): $(TEACHER)
+	$(BIN)/python distill.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
+		--initial_sampling_steps 512 --distillation_iterations 10
 
-$(PICTURE): $(STUDENT)
-	$(BIN)/python sample.py --num_samples 60 --compare $(TEACHER):1024 $(TEACHER):8 $(STUDENT):8 --output $@
+$(PICTURE_AT_8): $(LAST_STUDENT)
+	$(BIN)/python sample.py --num_samples 60 --output $@ --compare $(TEACHER):1024 \
+		$(TEACHER):8 $(STUDENTS)/7_8/diffusion-600.pt
 
-$(LAST_STUDENT): $(STUDENT)
-	$(DISTILL) 10
-
-$(FURTHER_PICTURE): $(LAST_STUDENT)
+$(PICTURE): $(LAST_STUDENT)
 	$(BIN)/python sample.py --num_samples 16 --output $@ --compare $(TEACHER):1024 \
 		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
 		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
