@@ -74,8 +74,8 @@ def parse_arguments() -> argparse.Namespace:
         default=[1.0],
         metavar="SCALE",
         help="guidance scales, for models that can be guided; with several, the table is whole for the first, the "
-        "others are of the teacher at its most steps and of the students, and a second figure shows FID against the "
-        "share of right classes (default: 1)",
+        "others are of the teacher (at its most steps, or at --sampling_steps) and of the students, without the "
+        "distance, and a second figure shows FID against the share of right classes (default: 1)",
     )
     parser.add_argument(
         "--features",
@@ -204,6 +204,7 @@ def main() -> None:
             batch_size=arguments.batch_size,
             compute=compute,
             bar=bar,
+            compared_guidance=arguments.guidance[0],
         )
         candidates = choose_candidates(arguments, students, evaluation)
         bar.reset(total=evaluation.num_network_evaluations(candidates))

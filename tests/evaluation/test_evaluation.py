@@ -141,19 +141,30 @@ def test_where_the_gpu_knows_no_float64_scores_are_computed_on_the_cpu(tmp_path)
     assert evaluated._metrics.fid.real_features_sum.dtype == torch.float64
 
 
-def test_guidance_is_a_row_of_its_own_with_its_own_reference_and_evaluations(tmp_path):
+def test_guidance_is_a_row_of_its_own_with_its_own_evaluations(tmp_path):
     evaluated = evaluation(tmp_path, num_samples=12)
     path, seen = evaluated.teacher.path, {}
     for scale, evaluations in ((1.0, 1), (3.0, 2)):
         for steps in (16, 2):
             candidate = Candidate("teacher", path, "ddim", steps, scale, evaluations)
-            expected = 2 * steps * evaluations + (11 * 16 * evaluations if steps == 16 else 0)
-            assert evaluated.num_network_evaluations([candidate]) == expected
+            reference = 11 * 16 if (scale, steps) == (1.0, 16) else 0
+            assert evaluated.num_network_evaluations([candidate]) == 2 * steps * evaluations + reference
             seen[scale, steps] = found = evaluated.evaluate(candidate)
             assert found["evaluations"] == steps * evaluations and found["guidance"] == scale
-    assert seen[1, 16]["distance"] < 1e-6 and seen[3, 16]["distance"] < 1e-6 < seen[3, 2]["distance"]
+    assert seen[1, 16]["distance"] < 1e-6 < seen[1, 2]["distance"]
+    assert seen[3, 16]["distance"] is None
     assert seen[1, 2]["fid"] != seen[3, 2]["fid"]
     assert str(Candidate("teacher", path, "ddim", 1, 1.5)) == "teacher, ddim, 1 step, guidance 1.5"
+
+
+def test_the_distance_is_from_the_teacher_at_the_scale_that_is_compared(tmp_path):
+    """Also where the same row, without a distance, is in the file already."""
+    evaluated = evaluation(tmp_path, num_samples=12)
+    first, second = (Candidate("teacher", evaluated.teacher.path, "ddim", steps, 3.0, 2) for steps in (16, 2))
+    assert evaluated.evaluate(first)["distance"] is evaluated.evaluate(second)["distance"] is None
+    evaluated.compared_guidance = 3.0
+    assert evaluated.num_network_evaluations([first, second]) == 2 * 2 * (16 + 2) + 11 * 16 * 2
+    assert evaluated.evaluate(first)["distance"] < 1e-6 < evaluated.evaluate(second)["distance"]
 
 
 def test_the_share_of_right_classes_by_hand(tmp_path):
