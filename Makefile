@@ -19,7 +19,7 @@ FASHION := fashion_mnist_32x32_v_continuous_small
 FASHION_CONFIG := configs/$(FASHION).yaml
 FASHION_TEACHER := output/$(FASHION)/diffusion-5000.pt
 FASHION_STUDENTS := output/distilled/$(FASHION)
-FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-500.pt
+FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
 FASHION_PICTURE := output/fashion-4-2-steps.png
 
 .PHONY: lesson evaluate fashion test stress lint
@@ -57,11 +57,11 @@ $(LAST_STUDENT): $(TEACHER)
 		--initial_sampling_steps 512 --distillation_iterations 10
 
 $(PICTURE_AT_8): $(LAST_STUDENT)
-	$(BIN)/python sample.py --num_samples 60 --output $@ --compare $(TEACHER):1024 \
+	$(BIN)/python sample.py --num_samples 30 --output $@ --compare $(TEACHER):1024 \
 		$(TEACHER):8 $(STUDENTS)/7_8/diffusion-600.pt
 
 $(PICTURE): $(LAST_STUDENT)
-	$(BIN)/python sample.py --num_samples 16 --output $@ --compare $(TEACHER):1024 \
+	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(TEACHER):1024 \
 		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
 		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
 		$(TEACHER):1 $(LAST_STUDENT)
@@ -74,7 +74,7 @@ $(FASHION_LAST): $(FASHION_TEACHER)
 		--initial_sampling_steps 512 --distillation_iterations 10
 
 $(FASHION_PICTURE): $(FASHION_LAST)
-	$(BIN)/python sample.py --num_samples 60 --output $@ --compare $(FASHION_TEACHER):128 \
+	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(FASHION_TEACHER):128 \
 		$(FASHION_TEACHER):4 $(FASHION_STUDENTS)/8_4/diffusion-400.pt \
 		$(FASHION_TEACHER):2 $(FASHION_STUDENTS)/9_2/diffusion-500.pt
 

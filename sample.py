@@ -1,11 +1,11 @@
-"""Draws pictures from a checkpoint, or from several side by side.
+"""Draws pictures from a checkpoint, or from several, to be compared.
 
     python sample.py --checkpoint output/distilled/ddpm_32x32_v_continuous_small/7_8/diffusion-600.pt
     python sample.py --compare TEACHER.pt:1024 TEACHER.pt:8 STUDENT.pt:8 --output output/comparison.png
 
 A checkpoint is sampled with the number of steps that it was distilled for; an undistilled one with 1024. Sample i
 starts from the same noise in every model and at every batch size: it depends on the seed and on i alone. So models
-side by side can also be compared in numbers: how far each picture is from the first panel's, in [-1, 1].
+can also be compared in numbers: how far each picture is from the first panel's, in [-1, 1].
 """
 
 import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
@@ -25,7 +25,7 @@ from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.errors import InputError
 from utils.files import prepare_folder
-from utils.pictures import grid, save_picture, side_by_side
+from utils.pictures import comparison, grid, save_picture
 from utils.sampling import draw_samples
 
 
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         "--compare",
         nargs="+",
         metavar="CHECKPOINT:STEPS",
-        help="what to draw side by side from the same noise (default of STEPS: the checkpoint's own number)",
+        help="what to draw from the same noise, each in a panel (default of STEPS: the checkpoint's own number)",
     )
     parser.add_argument(
         "--config_path", metavar="YAML", help="refuse a checkpoint of another model than this (default: no check)"
@@ -194,7 +194,7 @@ def main() -> None:
         pictures.append((label, images))
 
     names = class_names_of(panels, arguments.classes)
-    picture = side_by_side(pictures, names) if arguments.compare else grid(pictures[0][1], names)
+    picture = comparison(pictures, names) if arguments.compare else grid(pictures[0][1], names)
     save_picture(picture, arguments.output)
     print(f"wrote {arguments.output}")
 

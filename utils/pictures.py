@@ -1,4 +1,4 @@
-"""Pictures that scripts write: grids of samples, and the grids of several models side by side."""
+"""Pictures that scripts write: grids of samples, and the grids of several models together."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ PADDING = 2  # pixels between images
 LABEL_HEIGHT, LONGEST_HEADING = 26, 110  # pixels
 FONT_SIZE, HEADING_SIZE = 17, 11
 MOST_COLUMNS = 16  # that are sorted by class
-MOST_SORTED_PANELS, MOST_ENLARGED_PANELS = 5, 3
+ENLARGED = 64  # pixels of an image, below which it is drawn twice as large
 
 
 def grid(images: Tensor, class_names: Sequence[str] = (), scale: int = 1) -> Tensor:
@@ -25,16 +25,7 @@ def grid(images: Tensor, class_names: Sequence[str] = (), scale: int = 1) -> Ten
     Sample i of a model with classes is of class i modulo their number. Where they are not too many, each class has a
     column, or several, under its name. Each pixel becomes `scale` pixels each way.
     """
-    columns = math.ceil(math.sqrt(len(images)))
-    sorts = 1 < len(class_names) <= min(len(images), MOST_COLUMNS)
-    if sorts:
-        columns = len(class_names) * max(1, round(columns / len(class_names)))
-    picture = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=PADDING, pad_value=0.5)
-    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    if not sorts:
-        return picture
-    names = [class_names[i % len(class_names)] for i in range(columns)]
-    return torch.cat([_headings(names, scale * (images.shape[-1] + PADDING), picture.shape[2]), picture], dim=1)
+    return torch.cat([*_headings(images, class_names, scale), _table(images, class_names, scale)], dim=1)
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
@@ -42,31 +33,48 @@ def save_picture(picture: Tensor, path: Path) -> None:
     write_atomically(path, lambda file: save_image(picture, file, format="png"))
 
 
-def side_by_side(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = ()) -> Tensor:
-    """Sets of images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1], each under its label.
+def comparison(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = ()) -> Tensor:
+    """Sets of as many images [N, C, H, W] in [-1, 1] as one picture [3, H', W'] in [0, 1], each under its label.
 
-    Many panels are not enlarged, and still more not sorted by class, or the picture would be too wide.
+    They stand side by side; or one below the other where each class has a column, which then goes through all of them.
     """
-    sorts = len(class_names) > 1 and len(panels) <= MOST_SORTED_PANELS
-    scale = 1 if sorts and len(panels) > MOST_ENLARGED_PANELS else 2
-    return torch.cat(
-        [_labelled(label, grid(images, class_names if sorts else (), scale)) for label, images in panels], dim=2
-    )
+    first = panels[0][1]
+    scale = 2 if first.shape[-1] < ENLARGED else 1
+    tables = [_labelled(label, _table(images, class_names, scale)) for label, images in panels]
+    headings = _headings(first, class_names, scale)
+    return torch.cat([*headings, *tables], dim=1) if headings else torch.cat(tables, dim=2)
 
 
-def _headings(names: list[str], column: int, width: int) -> Tensor:
-    """The names of columns, each so many pixels wide; upright where one is wider."""
-    font = ImageFont.load_default(size=HEADING_SIZE)
-    names = [_shortened(name, font) for name in names]
+def _columns(images: Tensor, class_names: Sequence[str]) -> tuple[int, bool]:
+    """The number of columns, and whether they are sorted by class."""
+    columns, classes = math.ceil(math.sqrt(len(images))), len(class_names)
+    if 1 < classes <= min(len(images), MOST_COLUMNS):
+        return classes * max(1, round(columns / classes)), True
+    return columns, False
+
+
+def _table(images: Tensor, class_names: Sequence[str], scale: int) -> Tensor:
+    columns, _ = _columns(images, class_names)
+    picture = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=PADDING, pad_value=0.5)
+    return picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def _headings(images: Tensor, class_names: Sequence[str], scale: int) -> list[Tensor]:
+    """A strip with the names of the columns, upright where one is wider than its column; none if they have none."""
+    columns, sorts = _columns(images, class_names)
+    if not sorts:
+        return []
+    font, column = ImageFont.load_default(size=HEADING_SIZE), scale * (images.shape[-1] + PADDING)
+    names = [_shortened(class_names[i % len(class_names)], font) for i in range(columns)]
     texts = [Image.new("L", (math.ceil(font.getlength(name)) + 4, 16), 255) for name in names]
     for name, text in zip(names, texts, strict=True):
         ImageDraw.Draw(text).text((2, 1), name, fill=0, font=font)
     if any(text.width > column for text in texts):
         texts = [text.transpose(Image.Transpose.ROTATE_90) for text in texts]
-    strip = Image.new("L", (width, max(text.height for text in texts) + 2), 255)
+    strip = Image.new("L", (columns * column + scale * PADDING, max(text.height for text in texts) + 2), 255)
     for i, text in enumerate(texts):
         strip.paste(text, (i * column + (column - text.width) // 2, strip.height - text.height))
-    return pil_to_tensor(strip).float().expand(3, -1, -1) / 255
+    return [pil_to_tensor(strip).float().expand(3, -1, -1) / 255]
 
 
 def _shortened(name: str, font: ImageFont.FreeTypeFont) -> str:
