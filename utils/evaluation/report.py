@@ -86,7 +86,7 @@ def draw_trade_off(rows: list[Row], title: str, path: Path) -> None:
         if candidate.sampler == "ddim" and found.get("right") is not None:
             curve = f"{candidate.name}, {candidate.sampling_steps} step{'s' if candidate.sampling_steps > 1 else ''}"
             curves.setdefault(curve, []).append((candidate.guidance, 100 * found["right"], found["fid"]))
-    figure, axes = _plot(f"{title}; numbers: the guidance scale", "pictures of the class that was asked for, %")
+    figure, axes = _plot(f"{title}\nnumbers: the guidance scale", "pictures of the class that was asked for, %")
     for curve, points in curves.items():
         if len(points) > 1:
             _, marker, line = STYLES["distilled" if curve.startswith("distilled") else "teacher, ddim"]
