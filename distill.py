@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion, conversion_loss, distillation_loss, stratified
-from models.guidance import guided, random_scales
+from models.diffusion import Diffusion, cast_like, conversion_loss, distillation_loss, stratified
+from models.guidance import guided, random_scales, scale_weight
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import DISTILLATION_PASSES, Compute
@@ -117,7 +117,8 @@ def convert(
     def losses(examples: range, t: Tensor, s: Tensor) -> Tensor:
         x, label = data.batch(examples)
         eps = trainer.noise(examples, x)
-        return conversion_loss(guided(trainer.model, s), guided(teacher, s), x, eps, t, settings.loss_weighting, label)
+        loss = conversion_loss(guided(trainer.model, s), guided(teacher, s), x, eps, t, settings.loss_weighting, label)
+        return cast_like(scale_weight(s), loss) * loss
 
     for _ in TrainingLoop(run, trainer, config, stopwatch, "conversion"):
         t = stratified(settings.batch_size)

@@ -24,11 +24,24 @@ def without_class(label: Tensor | None, dropped: Tensor) -> Tensor | None:
 
 
 def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
-    """A guidance scale for each example, [B] in float64, uniform in a range; None without one (Meng et al., 3.1)."""
+    """A guidance scale for each example, [B] in float64, in a range; None without one.
+
+    Uniform (Meng et al., 3.1), but that a quarter of them are the lowest itself, usually 1: the student must learn
+    nothing there but to remain as it is, and by itself forgets that first, since it is only the edge of what it learns.
+    """
     if scales is None:
         return None
     low, high = scales
-    return low + (high - low) * torch.rand(batch_size, dtype=torch.float64)
+    return low + (high - low) * (torch.rand(batch_size, dtype=torch.float64) - 0.25).clamp(min=0) / 0.75
+
+
+def scale_weight(scale: Tensor) -> Tensor:
+    """The weight [B] of the loss at each guidance scale s [B]: 1/s^2 above 1. (Not in Meng et al.)
+
+    What guidance adds to v grows with s, and with it the error of a student who learns it; unweighted, the loss would
+    be that of the largest scales.
+    """
+    return scale.clamp(min=1) ** -2
 
 
 def evaluations_per_step(scale: float, *, takes_guidance: bool) -> int:

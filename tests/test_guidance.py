@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.diffusion import NO_CLASS, Diffusion, conversion_loss
-from models.guidance import Guided, guided, random_scales, without_class
+from models.guidance import Guided, guided, random_scales, scale_weight, without_class
 from models.noise_schedule import CosineSchedule
 from models.samplers import ddim
 from models.unet import UNet
@@ -103,5 +103,11 @@ def test_classes_are_left_out_and_scales_drawn():
     dropped = torch.tensor([False, True, False])
     assert without_class(LABEL, dropped).tolist() == [0, NO_CLASS, 2] and without_class(None, dropped) is None
     drawn = random_scales([1.0, 4.0], 1000)
-    assert drawn.dtype == torch.float64 and 1 <= drawn.min() < 1.05 and 3.95 < drawn.max() <= 4
-    assert drawn.mean().item() == pytest.approx(2.5, abs=0.1) and random_scales(None, 9) is None
+    assert drawn.dtype == torch.float64 and drawn.min() == 1 and 3.95 < drawn.max() <= 4
+    others = drawn[drawn > 1]
+    assert len(others) == pytest.approx(750, abs=50) and others.mean().item() == pytest.approx(2.5, abs=0.1)
+    assert random_scales(None, 9) is None
+
+
+def test_the_weight_of_a_scale():
+    assert scale_weight(scales(0, 1, 2, 4)).tolist() == [1, 1, 1 / 4, 1 / 16]
