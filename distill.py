@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.diffusion import Diffusion, cast_like, conversion_loss, distillation_loss, stratified
-from models.guidance import guided, random_scales, scale_weight
+from models.diffusion import Diffusion, conversion_loss, distillation_loss, stratified
+from models.guidance import guided, random_scales, relative_to_scale
 from utils import cli
 from utils.checkpoints import Checkpoint, load_checkpoint
 from utils.compute import DISTILLATION_PASSES, Compute
@@ -118,7 +118,7 @@ def convert(
         x, label = data.batch(examples)
         eps = trainer.noise(examples, x)
         loss = conversion_loss(guided(trainer.model, s), guided(teacher, s), x, eps, t, settings.loss_weighting, label)
-        return cast_like(scale_weight(s), loss) * loss
+        return relative_to_scale(loss, s)
 
     for _ in TrainingLoop(run, trainer, config, stopwatch, "conversion"):
         t = stratified(settings.batch_size)
@@ -138,7 +138,8 @@ def distill(
         x, label = data.batch(examples, shuffle=n)
         eps = trainer.noise(examples, x)
         student_s, teacher_s = guided(trainer.model, s), guided(teacher, s)
-        return distillation_loss(student_s, teacher_s, x, eps, i, n, settings.loss_weighting, label)
+        loss = distillation_loss(student_s, teacher_s, x, eps, i, n, settings.loss_weighting, label)
+        return relative_to_scale(loss, s)
 
     for _ in TrainingLoop(run, trainer, config, stopwatch, f"{2 * n} -> {n}"):
         i = 1 + (stratified(settings.batch_size) * n).long()  # t = i/N, i in {1, ..., N}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.diffusion import NO_CLASS, Diffusion, per_image
+from models.diffusion import NO_CLASS, Diffusion, cast_like, per_image
 from models.noise_schedule import NoiseSchedule
 
 
@@ -35,13 +35,13 @@ def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
     return low + (high - low) * (torch.rand(batch_size, dtype=torch.float64) - 0.25).clamp(min=0) / 0.75
 
 
-def scale_weight(scale: Tensor) -> Tensor:
-    """The weight [B] of the loss at each guidance scale s [B]: 1/s^2 above 1. (Not in Meng et al.)
+def relative_to_scale(loss: Tensor, scale: Tensor | None) -> Tensor:
+    """The losses [B] of a student at these guidance scales s [B], divided by s^2 above 1. (Not in Meng et al.)
 
-    What guidance adds to v grows with s, and with it the error of a student who learns it; unweighted, the loss would
-    be that of the largest scales.
+    What guidance adds to v grows with s, and with it the error of a student who learns it; undivided, the loss would be
+    that of the largest scales.
     """
-    return scale.clamp(min=1) ** -2
+    return loss if scale is None else loss * cast_like(scale.clamp(min=1) ** -2, loss)
 
 
 def evaluations_per_step(scale: float, *, takes_guidance: bool) -> int:

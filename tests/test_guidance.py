@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.diffusion import NO_CLASS, Diffusion, conversion_loss
-from models.guidance import Guided, guided, random_scales, scale_weight, without_class
+from models.guidance import Guided, guided, random_scales, relative_to_scale, without_class
 from models.noise_schedule import CosineSchedule
 from models.samplers import ddim
 from models.unet import UNet
@@ -109,5 +109,7 @@ def test_classes_are_left_out_and_scales_drawn():
     assert random_scales(None, 9) is None
 
 
-def test_the_weight_of_a_scale():
-    assert scale_weight(scales(0, 1, 2, 4)).tolist() == [1, 1, 1 / 4, 1 / 16]
+def test_losses_relative_to_their_scales():
+    loss = torch.tensor([3.0, 3.0, 3.0, 3.0])
+    assert relative_to_scale(loss, scales(0, 1, 2, 4)).tolist() == [3, 3, 3 / 4, 3 / 16]
+    assert relative_to_scale(loss, None) is loss
