@@ -75,8 +75,8 @@ $(FASHION_LAST): $(FASHION_TEACHER)
 
 $(FASHION_PICTURE): $(FASHION_LAST)
 	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(FASHION_TEACHER):128 \
-		$(FASHION_TEACHER):4 $(FASHION_STUDENTS)/8_4/diffusion-400.pt \
-		$(FASHION_TEACHER):2 $(FASHION_STUDENTS)/9_2/diffusion-500.pt
+		$(FASHION_TEACHER):4 $(FASHION_STUDENTS)/8_4/diffusion-600.pt \
+		$(FASHION_TEACHER):2 $(FASHION_STUDENTS)/9_2/diffusion-800.pt
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
