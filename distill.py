@@ -14,6 +14,7 @@ import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
 import argparse
 import gc
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 from models.diffusion import Diffusion, conversion_loss, distillation_loss, stratified
 from models.guidance import guided, random_scales, relative_to_scale
 from utils import cli
-from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.checkpoint_files import load_checkpoint
+from utils.checkpoints import Checkpoint
 from utils.compute import DISTILLATION_PASSES, Compute
 from utils.config import load_config
 from utils.data.batches import ImageData
@@ -30,7 +32,7 @@ from utils.data.load import load_data
 from utils.errors import InputError
 from utils.files import locked
 from utils.process.timing import Stopwatch
-from utils.schema import Config
+from utils.schema import Config, Distillation
 from utils.training.log import table
 from utils.training.loop import TrainingLoop
 from utils.training.run import BESIDE, Run
@@ -82,16 +84,24 @@ def require_same_images(teacher: Checkpoint, data: ImageData, is_student: bool) 
         print(f"note: the images are others than those that {teacher.path} was trained on")
 
 
-def require_guidance_to_learn(teacher: Checkpoint, scales: list[float] | None) -> None:
-    """Refuses a teacher that cannot teach these guidance scales.
+def needs_conversion(teacher: Checkpoint, settings: Distillation) -> bool:
+    """Whether the students must be something that the teacher is not: take the guidance scale, or predict v where it
+    predicts eps.
 
     Raises:
-        InputError: it does not know them, or was distilled for others.
+        InputError: it cannot teach that.
     """
+    scales, prediction = settings.guidance, settings.prediction or teacher.predicts
     if scales and teacher.guidance and scales != teacher.guidance:
         raise InputError(f"distillation.guidance: {scales}, but {teacher.path} was distilled for {teacher.guidance}")
     for scale in scales or ():
         teacher.require_guidance(scale)
+    if prediction != teacher.predicts and teacher.sampling_steps:
+        raise InputError(
+            f"distillation.prediction: {prediction}, but {teacher.path} predicts {teacher.predicts}, and has "
+            f"learned so at the times of {teacher.sampling_steps} steps only; its first teacher can teach another"
+        )
+    return prediction != teacher.predicts or (scales is not None and teacher.guidance is None)
 
 
 def students_trainer(student: Diffusion, run: Run, config: Config, compute: Compute) -> Trainer:
@@ -107,17 +117,22 @@ def students_trainer(student: Diffusion, run: Run, config: Config, compute: Comp
 def convert(
     teacher_checkpoint: Checkpoint, run: Run, config: Config, data: ImageData, compute: Compute, stopwatch: Stopwatch
 ) -> None:
-    """Algorithm 1 of Meng et al. 2022: the student, given the guidance scale, learns what its teacher says with it."""
+    """The student learns to say v where its teacher says eps, and what it says with guidance, given the scale.
+
+    Algorithm 1 of Meng et al. 2022: at all times, the student's v should be the teacher's.
+    """
     settings = config.distillation
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
-    torch.manual_seed(config.seed)  # for the layers that take the scale, which its teacher does not have
-    student = teacher_checkpoint.model(compute.device, takes_guidance=True)
+    torch.manual_seed(config.seed)  # for the layers that take the scale, which its teacher may not have
+    student = teacher_checkpoint.model(compute.device, takes_guidance=run.guidance is not None)
+    student = replace(student, prediction=run.prediction or student.prediction)
     trainer = students_trainer(student, run, config, compute)
 
-    def losses(examples: range, t: Tensor, s: Tensor) -> Tensor:
+    def losses(examples: range, t: Tensor, s: Tensor | None) -> Tensor:
         x, label = data.batch(examples)
         eps = trainer.noise(examples, x)
-        loss = conversion_loss(guided(trainer.model, s), guided(teacher, s), x, eps, t, settings.loss_weighting, label)
+        student_s, teacher_s = guided(trainer.model, s), guided(teacher, s)
+        loss = conversion_loss(student_s, teacher_s, x, eps, t, settings.loss_weighting, label)
         return relative_to_scale(loss, s)
 
     for _ in TrainingLoop(run, trainer, config, stopwatch, "conversion"):
@@ -146,6 +161,13 @@ def distill(
         trainer.take_step(losses, i, random_scales(run.guidance, settings.batch_size))
 
 
+def said_by_conversion(run: Run) -> str:
+    """What a student learns to say in its conversion, for the message at its beginning."""
+    prediction = [run.prediction] if run.prediction else []
+    guidance = ["guidance from {:g} to {:g}".format(*run.guidance)] if run.guidance else []
+    return " and ".join(prediction + guidance)
+
+
 def main() -> None:
     """Checks everything before anything is written; then trains one student after the other."""
     stopwatch = Stopwatch()
@@ -158,9 +180,8 @@ def main() -> None:
     teacher = load_checkpoint(arguments.teacher_model_checkpoint)
     teacher.require_same_model(config, arguments.config_path)
     teacher.require_teacher_of(students[0])
-    require_guidance_to_learn(teacher, settings.guidance)
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
-    converts = settings.guidance is not None and teacher.guidance is None
+    converts = needs_conversion(teacher, settings)
     if not arguments.restart:
         require_same_students(folder, students, converts)
     stages = [(folder / f"{iteration}_{n}", n) for iteration, n in enumerate(students, start=1)]
@@ -185,7 +206,7 @@ def main() -> None:
                 run.use_data(data.description)
                 require_same_images(teacher, data, is_student=teacher.path.is_relative_to(folder))
                 compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
-                what = f"{n} steps" if n else f"guidance from {run.guidance[0]:g} to {run.guidance[1]:g}"
+                what = f"{n} steps" if n else said_by_conversion(run)
                 step = run.state["step"] if run.state else 0
                 print(f"distilling on {compute}, to {what}, from step {step}, writing to {run.folder}")
                 learn = distill if n else convert

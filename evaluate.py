@@ -19,7 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils import cli
-from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.checkpoint_files import load_checkpoint
+from utils.checkpoints import Checkpoint
 from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.data.load import load_images, require_classes_of_both, require_num_classes

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from utils import cli
-from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.checkpoint_files import load_checkpoint
+from utils.checkpoints import Checkpoint
 from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.errors import InputError

@@ -17,7 +17,8 @@ from torch import Tensor
 from models.diffusion import stratified, training_loss
 from models.guidance import without_class
 from utils import cli
-from utils.checkpoints import build_model, load_checkpoint
+from utils.checkpoint_files import load_checkpoint
+from utils.checkpoints import build_model
 from utils.compute import TRAINING_PASSES, Compute
 from utils.config import load_config
 from utils.data.load import load_data
@@ -52,6 +53,7 @@ def main() -> None:
     if arguments.load_model_weights_from_checkpoint:
         initial = load_checkpoint(arguments.load_model_weights_from_checkpoint)
         initial.require_same_model(config, arguments.config_path)
+        initial.require_beginning_of(config)
     folder = Path(arguments.output_dir or Path("output", Path(arguments.config_path).stem))
     run = Run.of_training(folder, config, initial, restart=arguments.restart)
     if run.finished:

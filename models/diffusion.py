@@ -65,21 +65,27 @@ class Diffusion:
     """A network, the schedule that it was trained with, and what its output means.
 
     `network(z, logsnr, label)` takes z [B, C, H, W], logsnr [B] and a class [B] or None, and returns [B, C, H, W]. One
-    that `takes_guidance` is called with the guidance scale [B] besides: see models/guidance.py.
+    that `takes_guidance` is called with the guidance scale [B] besides: see models/guidance.py. One that counts
+    `timesteps`, as discrete processes do, is told the timestep, 0 at t = 1/timesteps, in place of logsnr.
     """
 
     network: Callable[..., Tensor]
     schedule: NoiseSchedule
     prediction: Prediction
     takes_guidance: bool = False
+    timesteps: int | None = None
 
     def v(self, z: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """The velocity that the network sees in z at the times t in (0, 1], whatever it predicts itself."""
+        time = self.schedule.logsnr(t) if self.timesteps is None else self.timesteps * t - 1
         scale = [] if guidance is None else [cast_like(guidance, z)]
-        output = self.network(z, cast_like(self.schedule.logsnr(t), z), label, *scale).to(z.dtype)
+        output = self.network(z, cast_like(time, z), label, *scale).to(z.dtype)
+        return self.velocity_of(output, z, self.schedule.angle(t))
+
+    def velocity_of(self, output: Tensor, z: Tensor, phi: Tensor) -> Tensor:
+        """The velocity that an output of the network at z [B, C, H, W] and the angles phi [B] means."""
         if self.prediction == "v":
             return output
-        phi = self.schedule.angle(t)
         cos, sin = per_image(phi.cos(), z), per_image(phi.sin(), z)
         if self.prediction == "x":
             return (cos * z - output) / sin

@@ -7,15 +7,19 @@ Time runs from t = 0 (data) to t = 1 (noise). At time t an image x is seen as
 Since alpha^2 + sigma^2 = 1, the pair is a point on the unit circle: alpha = cos(angle), sigma = sin(angle)
 with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). All that follows needs only the angle.
 
-Every schedule is a function of continuous time, exact at every t. Give it float64: in float32 the cosine
-of the angle near t = 1 is off by 1e-3.
+Every schedule is a function of continuous time, exact at every t, and so has an inverse. Give it float64: in
+float32 the cosine of the angle near t = 1 is off by 1e-3.
 """
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+LARGEST_LOGSNR = 60.0  # either way; beyond, exp(logsnr) meets the limits of float32
 
 
 def angle_of(logsnr: Tensor) -> Tensor:
@@ -40,6 +44,11 @@ class CosineSchedule:
         """The log signal-to-noise ratio at the times t in [0, 1], any shape: from logsnr_max to logsnr_min."""
         return -2 * torch.log(torch.tan(self.angle(t)))
 
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The time at which the log signal-to-noise ratio is this, any shape."""
+        begin, end = self.angle(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return (angle_of(logsnr) - begin) / (end - begin)
+
 
 @dataclass(frozen=True)
 class LinearSchedule:
@@ -56,6 +65,85 @@ class LinearSchedule:
         """The log signal-to-noise ratio at the times t in [0, 1], any shape: from logsnr_max to logsnr_min."""
         return self.logsnr_max + (self.logsnr_min - self.logsnr_max) * t
 
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The time at which the log signal-to-noise ratio is this, any shape."""
+        return (logsnr - self.logsnr_max) / (self.logsnr_min - self.logsnr_max)
 
-NoiseSchedule = CosineSchedule | LinearSchedule
-SCHEDULES: dict[str, type[NoiseSchedule]] = {"cosine": CosineSchedule, "linear": LinearSchedule}
+
+@dataclass(frozen=True)
+class DiscreteSchedule:
+    """A process of T timesteps (Ho et al. 2020), made continuous: logsnr linear in time from one timestep to the next.
+
+    Timestep k in {0, ..., T - 1} is the time (k + 1) / T, where nothing is approximated. Up to t = 0, which no timestep
+    is, the line through the first two is prolonged.
+
+    Attributes:
+        betas: the variance that each timestep adds, T >= 2 numbers in [0, 1]; alpha^2 is the product of all 1 - beta
+            so far.
+    """
+
+    betas: tuple[float, ...]
+
+    @cached_property
+    def table(self) -> Tensor:
+        """logsnr at the times 0, 1/T, ..., 1: [T + 1] in float64, none of them infinite."""
+        log_alpha_squared = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
+        logsnr = (log_alpha_squared - torch.log(-torch.expm1(log_alpha_squared))).clamp(-LARGEST_LOGSNR, LARGEST_LOGSNR)
+        return torch.cat([2 * logsnr[:1] - logsnr[1:2], logsnr])
+
+    def angle(self, t: Tensor) -> Tensor:
+        """The angle at the times t in [0, 1], any shape."""
+        return angle_of(self.logsnr(t))
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        """The log signal-to-noise ratio at the times t in [0, 1], any shape."""
+        position = t * len(self.betas)
+        before = position.floor().clamp(max=len(self.betas) - 1)
+        index = before.long()
+        return torch.lerp(self.table[index], self.table[index + 1], position - before)
+
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The time at which the log signal-to-noise ratio is this, any shape: how many stretches lie above it."""
+        table = self.table.to(logsnr)
+        stretches = (table[:-1] - logsnr[..., None]) / (table[:-1] - table[1:]).clamp(min=1e-12)
+        return stretches.clamp(0, 1).sum(-1) / len(self.betas)
+
+
+def betas_of(
+    kind: Literal["linear", "scaled_linear", "squaredcos_cap_v2"], timesteps: int, first: float, last: float
+) -> Tensor:
+    """The betas of a well-known process by its name in diffusers, [timesteps] in float64.
+
+    linear: from the first to the last (Ho et al. 2020); scaled_linear: so their square roots (Rombach et al. 2022);
+    squaredcos_cap_v2: alpha = cos((t + 0.008) / 1.008 pi/2), but no beta above 0.999 (Nichol & Dhariwal 2021).
+    """
+    if kind == "squaredcos_cap_v2":
+        t = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+        return _betas(torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2).clamp(max=0.999)
+    root = 2 if kind == "scaled_linear" else 1
+    return torch.linspace(first ** (1 / root), last ** (1 / root), timesteps, dtype=torch.float64) ** root
+
+
+def without_signal_at_the_end(betas: Tensor) -> Tensor:
+    """The betas [T], changed so that alpha is 0 at the last timestep, the same at the first, and moved between.
+
+    Lin et al. 2023 (https://arxiv.org/abs/2305.08891), Algorithm 1.
+    """
+    alpha = (1 - betas).cumprod(0).sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    return _betas(torch.cat([torch.ones_like(alpha[:1]), alpha**2]))
+
+
+def betas_at(schedule: "NoiseSchedule", timesteps: int) -> Tensor:
+    """The betas of a process of so many timesteps that follows a schedule, [timesteps] in float64."""
+    alpha_squared = schedule.angle(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps).cos() ** 2
+    alpha_squared[0] = 1
+    return _betas(alpha_squared)
+
+
+def _betas(alpha_squared: Tensor) -> Tensor:
+    """The betas [T] of alpha^2 at the times 0, 1/T, ..., 1, [T + 1]."""
+    return 1 - alpha_squared[1:] / alpha_squared[:-1]
+
+
+NoiseSchedule = CosineSchedule | LinearSchedule | DiscreteSchedule

@@ -18,19 +18,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.blocks import Attention, GroupNorm, ResidualBlock, modulate, zero_init
-from models.diffusion import NO_CLASS
+from models.blocks import (
+    Attention,
+    GroupNorm,
+    ResidualBlock,
+    embed_guidance,
+    embed_label,
+    guidance_layers,
+    modulate,
+    sinusoids,
+    zero_init,
+)
 from models.noise_schedule import angle_of
-
-GUIDANCE_SCALE = 100.0  # times the guidance scale enters the sinusoids: 1 to 4 are then some turns of the fastest
-
-
-def sinusoids(position: Tensor, features: int) -> Tensor:
-    """Positions [B] as sines and cosines [B, features] of periods from 2 pi to 2 pi 10,000 (Vaswani et al. 2017)."""
-    half = features // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=position.device) / max(half - 1, 1))
-    angles = position[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Stage(nn.Module):
@@ -102,10 +101,7 @@ class UNet(nn.Module):
         embedding = 4 * features
         self.embed_time = nn.Sequential(nn.Linear(features, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
-        self.embed_guidance = None
-        if takes_guidance:
-            last = zero_init(nn.Linear(embedding, embedding))  # so it begins as a network that does not look at it
-            self.embed_guidance = nn.Sequential(nn.Linear(features, embedding), nn.SiLU(), last)
+        self.embed_guidance = guidance_layers(features, embedding) if takes_guidance else None
 
         def stage(in_channels: int, out_channels: int, size: int) -> Stage:
             return Stage(in_channels, out_channels, embedding, dropout, num_heads, size in attention_resolutions)
@@ -158,11 +154,9 @@ class UNet(nn.Module):
         position = angle_of(logsnr) / (math.pi / 2) * self.time_scale
         embedding = self.embed_time(sinusoids(position, self.features))
         if self.embed_label is not None:
-            # No class is the vector 0: what the network then makes of the noise level alone is what it learns for it.
-            known = (label != NO_CLASS)[:, None]
-            embedding = embedding + torch.where(known, self.embed_label(label.clamp(min=0)), 0)
+            embedding = embedding + embed_label(self.embed_label, label)
         if self.embed_guidance is not None:
-            embedding = embedding + self.embed_guidance(sinusoids(guidance * GUIDANCE_SCALE, self.features))
+            embedding = embedding + embed_guidance(self.embed_guidance, guidance, self.features)
         return F.silu(embedding)
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
@@ -184,7 +178,7 @@ class UNet(nn.Module):
         if (guidance is None) != (self.embed_guidance is None):
             raise ValueError(f"the network {'takes no' if guidance is not None else 'needs a'} guidance scale")
         embedding = self.embed(logsnr, label, guidance)
-        index = self.first_example + torch.arange(len(z), dtype=torch.int32, device=z.device)
+        index = self.first_example + torch.arange(z.shape[0], dtype=torch.int32, device=z.device)
         with torch.autocast(z.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
             h = self.trunk(z, embedding, index)
         h = self.conv_out(F.silu(modulate(self.norm_out(h.float()), self.scale_shift(embedding))))

@@ -9,39 +9,53 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
-from models.diffusion import Diffusion
+from models.diffusion import Diffusion, Prediction
 from models.guidance import evaluations_per_step
-from models.noise_schedule import SCHEDULES
 from models.unet import UNet
-from utils.config import differences, explain
+from models.unet2d import UNet2D
+from utils.config import differences
 from utils.errors import InputError, first_of
-from utils.files import read_torch_file, sha256, write_atomically
+from utils.files import sha256
 from utils.files.torch_file import require_like
-from utils.schema import LARGEST_SCALE, Config, Count, NonNegativeInt, ScaleRange, Section
+from utils.schema import LARGEST_SCALE, Config, ScaleRange
+from utils.sections import Count, NonNegativeInt, Section
 
-FORMAT_VERSION = 2  # version 1 did not say what the model was trained on; it is read, too
 UNDISTILLED_SAMPLING_STEPS = 1024
 
 
 def build_model(
-    config: Config, device: torch.device, dropout: float | None = None, *, takes_guidance: bool = False
+    config: Config,
+    device: torch.device,
+    dropout: float | None = None,
+    *,
+    prediction: Prediction | None = None,
+    takes_guidance: bool = False,
 ) -> Diffusion:
-    """A model with the architecture of a configuration and random weights; `dropout` replaces the configuration's."""
-    settings = config.network.model_dump()
+    """A model with the architecture of a configuration and random weights.
+
+    `dropout` and `prediction` replace the configuration's.
+
+    Raises:
+        InputError: its network is one of diffusers, which is not installed.
+    """
+    settings = config.network.model_dump(exclude={"type", "num_train_timesteps"})
+    settings |= {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
     if dropout is not None:
         settings["dropout"] = dropout
+    diffusion, timesteps = config.diffusion, getattr(config.network, "num_train_timesteps", None)
     # The weights are drawn on the CPU, so as to be the same for every device; on the meta device there are none.
     with device if device.type == "meta" else nullcontext():
-        shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
-        network = UNet(**shape, **settings, takes_guidance=takes_guidance)
-    diffusion = config.diffusion
-    schedule = SCHEDULES[diffusion.schedule](diffusion.logsnr_min, diffusion.logsnr_max)
+        try:
+            network = {"unet": UNet, "unet2d": UNet2D}[config.network.type](**settings, takes_guidance=takes_guidance)
+        except ImportError as error:
+            raise InputError("network.type: unet2d is a network of diffusers: pip install diffusers") from error
     # Channels last is the layout that convolutions compute in.
     network = network.to(device, memory_format=torch.channels_last)
-    return Diffusion(network, schedule, diffusion.prediction, takes_guidance)
+    prediction = prediction or diffusion.prediction
+    return Diffusion(network, diffusion.noise_schedule(), prediction, takes_guidance, timesteps)
 
 
 def _what_weights_mean(config: Config) -> dict[str, Any]:
@@ -66,6 +80,7 @@ class Metadata(Section):
     config: Config
     step: NonNegativeInt
     sampling_steps: Count | None
+    prediction: Prediction | None = None
     guidance: ScaleRange | None = None
     trained_on: TrainedOn | None = None
 
@@ -76,6 +91,7 @@ class Checkpoint:
 
     Attributes:
         sampling_steps: what it was distilled for, None for an undistilled model.
+        prediction: what it has learned to predict instead of what the configuration says; None if it has not.
         guidance: the range of guidance scales that it was distilled for, None for a model that does not take any.
         trained_on: the images, None where the file does not say.
     """
@@ -84,6 +100,7 @@ class Checkpoint:
     config: Config
     step: int
     sampling_steps: int | None
+    prediction: Prediction | None
     guidance: list[float] | None
     trained_on: TrainedOn | None
     weights: dict[str, Tensor]
@@ -96,7 +113,17 @@ class Checkpoint:
     @property
     def default_guidance(self) -> float:
         """The guidance scale to sample it with: that of its configuration, or the nearest that it can be given."""
-        return possible_guidance(self.config, self.sampling_steps, self.guidance, self.config.sampling.guidance)
+        return possible_guidance(self.config, self.undistilled, self.guidance, self.config.sampling.guidance)
+
+    @property
+    def predicts(self) -> Prediction:
+        """What its network predicts."""
+        return self.prediction or self.config.diffusion.prediction
+
+    @property
+    def undistilled(self) -> bool:
+        """Whether it has been trained on images alone, and not by a teacher."""
+        return (self.sampling_steps, self.prediction, self.guidance) == (None, None, None)
 
     def evaluations_per_step(self, guidance: float) -> int:
         """How often its network is evaluated in a step of a sampler, at a guidance scale."""
@@ -137,6 +164,17 @@ class Checkpoint:
         if different:
             raise InputError(f"{self.path}: another model than {config_name} describes: {different[0]}")
 
+    def require_beginning_of(self, config: Config) -> None:
+        """Refuses to be trained on images alone where it has learned from its teacher to be something else.
+
+        Raises:
+            InputError: it takes the guidance scale, or predicts something else.
+        """
+        predicts = config.diffusion.prediction
+        if self.guidance or self.predicts != predicts:
+            what = "takes the guidance scale" if self.guidance else f"predicts {self.predicts}, and not {predicts}"
+            raise InputError(f"{self.path}: a student that {what}; train.py can begin with its teacher")
+
     def require_teacher_of(self, sampling_steps: int) -> None:
         """Refuses a distilled model as the teacher of a student that does not take half its steps.
 
@@ -175,7 +213,8 @@ class Checkpoint:
             InputError: naming the first that differs.
         """
         try:
-            model = build_model(self.config, torch.device("meta"), takes_guidance=self.guidance is not None)
+            takes_guidance = self.guidance is not None
+            model = build_model(self.config, torch.device("meta"), takes_guidance=takes_guidance)
             require_like(self.weights, model.network.state_dict())
         except ValueError as error:
             raise InputError(f"{self.path}: its weights do not fit its own configuration: {error}") from error
@@ -188,7 +227,8 @@ class Checkpoint:
         """
         if takes_guidance is None:
             takes_guidance = self.guidance is not None
-        model = build_model(self.config, device, dropout, takes_guidance=takes_guidance)
+        options = {"prediction": self.prediction, "takes_guidance": takes_guidance}
+        model = build_model(self.config, device, dropout, **options)
         fresh = {name: weight for name, weight in model.network.state_dict().items() if name not in self.weights}
         model.network.eval().load_state_dict(self.weights | fresh)
         return model
@@ -201,12 +241,12 @@ class Checkpoint:
         """
         if not 0 <= scale <= LARGEST_SCALE:
             raise InputError(f"guidance {scale:g}: should be from 0 to {LARGEST_SCALE}")
-        nearest = possible_guidance(self.config, self.sampling_steps, self.guidance, scale)
+        nearest = possible_guidance(self.config, self.undistilled, self.guidance, scale)
         if nearest == scale:
             return
         if self.guidance:
             why = f"was distilled for scales from {self.guidance[0]:g} to {self.guidance[1]:g}"
-        elif self.sampling_steps:
+        elif not self.undistilled:
             why = "was distilled without guidance (distillation.guidance), so only 1 is possible"
         else:
             why = "has not learned what no class is (training.class_dropout), so only 1 is possible"
@@ -219,62 +259,10 @@ def class_names_of(config: Config, trained_on: TrainedOn | None) -> list[str]:
     return names or [str(number) for number in range(config.network.num_classes)]
 
 
-def possible_guidance(config: Config, sampling_steps: int | None, guidance: list[float] | None, scale: float) -> float:
+def possible_guidance(config: Config, undistilled: bool, guidance: list[float] | None, scale: float) -> float:
     """The guidance scale nearest to `scale` that a model can be sampled with; its parts as in `Checkpoint`."""
     if guidance:
         low, high = guidance
         return min(max(scale, low), high)
-    knows_none = config.network.num_classes > 0 and config.training.class_dropout > 0 and sampling_steps is None
+    knows_none = config.network.num_classes > 0 and config.training.class_dropout > 0 and undistilled
     return scale if knows_none else 1.0
-
-
-def save_checkpoint(
-    path: Path,
-    weights: dict[str, Tensor],
-    *,
-    config: Config,
-    step: int,
-    sampling_steps: int | None,
-    guidance: list[float] | None = None,
-    trained_on: TrainedOn | None = None,
-) -> None:
-    """Writes `diffusion-<step>.pt`: plain tensors, numbers and strings."""
-    content = {
-        "format_version": FORMAT_VERSION,
-        "config": config.model_dump(),
-        "step": step,
-        "sampling_steps": sampling_steps,
-        "guidance": guidance,
-        "trained_on": trained_on and trained_on.model_dump(),
-        "weights": {name: weight.cpu() for name, weight in weights.items()},
-    }
-    write_atomically(path, lambda file: torch.save(content, file))
-
-
-def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a `diffusion-<step>.pt`.
-
-    Raises:
-        InputError: the file is missing, truncated, no checkpoint, of another format version, or its contents are off.
-    """
-    path = Path(path)
-    keys = Metadata.model_fields.keys() | {"weights"}
-    content = read_torch_file(path, {1: keys - {"guidance", "trained_on"}, FORMAT_VERSION: keys}, "a checkpoint")
-    if "trained_on" not in content:
-        _was_always_told_the_class(content["config"])
-    try:
-        metadata = Metadata.model_validate({key: content[key] for key in content.keys() & Metadata.model_fields.keys()})
-    except ValidationError as error:
-        raise InputError(f"{path}: its metadata are not valid: {': '.join(explain(error, Metadata))}") from error
-    checkpoint = Checkpoint(
-        path=path, weights=content["weights"], **{name: getattr(metadata, name) for name in Metadata.model_fields}
-    )
-    checkpoint.require_own_weights()
-    return checkpoint
-
-
-def _was_always_told_the_class(config: object) -> None:
-    """Puts into a configuration of the first format what was not yet to be chosen, and now has another default."""
-    training = config.get("training") if isinstance(config, dict) else None
-    if isinstance(training, dict):
-        training["class_dropout"] = 0.0

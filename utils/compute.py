@@ -60,7 +60,9 @@ class Compute:
         if previous is None:
             precision = config.precision
             if precision == "auto":
-                precision = "bf16" if multiplies_bfloat16(device) else "fp32"
+                # Our network keeps in float32 what would stay in the pictures; another's, in bfloat16, is all of it so.
+                is_ours = config.network.type == "unet"
+                precision = "bf16" if is_ours and multiplies_bfloat16(device) else "fp32"
             compiled = config.compile
             if compiled == "auto":
                 flop = passes * forward_flop(config) / distributed.world_size()

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 from utils.errors import InputError
 from utils.files import read_yaml
+from utils.networks import NETWORKS
 from utils.process.distributed import on_rank_zero
-from utils.schema import Config, Section
+from utils.schema import Config
+from utils.sections import Section
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -26,8 +28,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:
     """The names of the keys that are valid at this location of a section."""
     for name in location[:-1]:
-        annotation = section.model_fields[name].annotation
-        section = next(iter(get_args(annotation)), annotation)  # of one that may be None
+        if name in NETWORKS:
+            section = NETWORKS[name]
+        else:
+            annotation = section.model_fields[name].annotation
+            section = next(iter(get_args(annotation)), annotation)  # of one that may be None
     return list(section.model_fields)
 
 
@@ -37,7 +42,12 @@ def explain(error: ValidationError, section: type[Section] = Config) -> tuple[st
     # A misspelt key is also a missing one; the spelling says more.
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     location = first["loc"]
-    name = ".".join(str(part) for part in location if part != "[key]" and "[" not in str(part))[:200]
+    parts = [str(part) for part in location if part not in NETWORKS]  # which pydantic names, but nobody wrote
+    name = ".".join(part for part in parts if part != "[key]" and "[" not in part)[:200]
+    if first["type"] == "union_tag_invalid":
+        return f"{name}.type", f"should be {' or '.join(NETWORKS)}, not {_short(first['input']['type'])}"
+    if first["type"] == "union_tag_not_found":
+        return name, f"should be keys and their values, not {_short(first['input'])}"
     if first["type"] == "extra_forbidden":
         keys = _keys_at(location, section)
         close = difflib.get_close_matches(str(location[-1]), keys, n=1)
@@ -48,7 +58,7 @@ def explain(error: ValidationError, section: type[Section] = Config) -> tuple[st
         return name, "missing; it has no default"
     if first["type"] == "value_error":
         text = str(first["ctx"]["error"])
-        if name:
+        if name and not text.startswith(f"{name}."):  # as those do that check several keys of a section
             return name, text
         name, _, problem = text.partition(": ")
         return name, problem

@@ -4,21 +4,26 @@ Every key is explained in configs/ddpm_32x32_v_continuous.yaml, whose values are
 """
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from PIL import ImageColor
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, model_validator
 
 from models.diffusion import LossWeighting, Prediction
+from models.noise_schedule import (
+    LARGEST_LOGSNR,
+    CosineSchedule,
+    DiscreteSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    betas_of,
+    without_signal_at_the_end,
+)
+from utils.networks import Network, NumTimesteps, OurUNet
+from utils.sections import Count, Decay, Fraction, NonNegativeInt, Section, Size
 
 
 def _is_colour(text: str) -> str:
@@ -29,20 +34,9 @@ def _is_colour(text: str) -> str:
     return text
 
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(gt=0, le=2**31)]  # what a tensor can have of anything
-Size = Annotated[int, Field(gt=0, le=8192)]  # a wider network would fit nowhere; one of a checkpoint may be a trap
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
 Colour = Annotated[str, Field(max_length=100), AfterValidator(_is_colour)]
-Logsnr = Annotated[float, Field(ge=-60, le=60)]  # beyond, exp(logsnr) meets the limits of float32
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys and other types than the declared ones are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+Logsnr = Annotated[float, Field(ge=-LARGEST_LOGSNR, le=LARGEST_LOGSNR)]
 
 
 def _is_increasing(scales: list[float]) -> list[float]:
@@ -69,28 +63,58 @@ class Data(Section):
     most_broken: Fraction = 0.01
 
 
-class Network(Section):
-    """The architecture of the U-Net: see models/unet.py."""
+class Betas(Section):
+    """The variances that each timestep of a discrete process adds, by the keys that they have in diffusers."""
 
-    features: Annotated[Size, Field(multiple_of=2)] = 128
-    multipliers: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1, max_length=12)] = [1, 2, 2, 2]
-    num_residual_blocks: Annotated[int, Field(gt=0, le=64)] = 2
-    attention_resolutions: Annotated[list[Size], Field(max_length=12)] = [16]
-    num_heads: Size = 1
-    resample_blocks: bool = False
-    patch_size: Size = 1
-    dropout: Decay = 0.1
-    time_scale: PositiveFloat = 1000.0
-    num_classes: Annotated[int, Field(ge=0, le=2**20)] = 0
+    num_train_timesteps: NumTimesteps = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_start: Fraction = 0.0001
+    beta_end: Fraction = 0.02
+    trained_betas: list[Fraction] | None = None
+    rescale_betas_zero_snr: bool = False
+
+    def schedule(self) -> DiscreteSchedule:
+        """The noise schedule that they describe."""
+        if self.trained_betas is None:
+            betas = betas_of(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+        else:
+            betas = torch.tensor(self.trained_betas, dtype=torch.float64)
+        if self.rescale_betas_zero_snr:
+            betas = without_signal_at_the_end(betas)
+        return DiscreteSchedule(tuple(betas.tolist()))
 
 
 class DiffusionSettings(Section):
     """What the network predicts, and the noise schedule."""
 
     prediction: Prediction = "v"
-    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule: Literal["cosine", "linear", "discrete"] = "cosine"
     logsnr_min: Logsnr = -20.0
     logsnr_max: Logsnr = 20.0
+    betas: Betas | None = None
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The noise schedule."""
+        if self.betas:
+            return self.betas.schedule()
+        schedules = {"cosine": CosineSchedule, "linear": LinearSchedule}
+        return schedules[self.schedule](self.logsnr_min, self.logsnr_max)
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "DiffusionSettings":
+        """Checks what depends on more than one key."""
+        if self.logsnr_min >= self.logsnr_max:
+            raise ValueError("diffusion.logsnr_min: must be less than logsnr_max")
+        if (self.schedule == "discrete") != (self.betas is not None):
+            raise ValueError("diffusion.betas: goes with schedule: discrete, and the other way round")
+        if self.betas and len(self.betas.trained_betas or ()) not in (0, self.betas.num_train_timesteps):
+            raise ValueError("diffusion.betas.trained_betas: should be num_train_timesteps numbers")
+        if self.betas and self.prediction == "eps" and self.noise_schedule().betas[-1] == 1:
+            raise ValueError(
+                "diffusion.prediction: eps says nothing of the image at a last timestep that has no signal "
+                "(betas.rescale_betas_zero_snr)"
+            )
+        return self
 
 
 class Optimization(Section):
@@ -126,7 +150,10 @@ class Training(Optimization):
 
 
 def _as_mapping(value: object) -> object:
-    return value if isinstance(value, dict) else {"default": value}
+    if not isinstance(value, dict):
+        return {"default": value}
+    is_number = re.compile("[0-9]{1,9}").fullmatch  # JSON has only text for keys
+    return {int(key) if isinstance(key, str) and is_number(key) else key: number for key, number in value.items()}
 
 
 def _has_default(value: dict) -> dict:
@@ -145,6 +172,7 @@ class Distillation(Optimization):
     """The settings of distill.py, for each student."""
 
     ema_decay: Decay = 0.998
+    prediction: Prediction | None = None
     guidance: ScaleRange | None = None
     num_conversion_steps: Count = 5000
     conversion_learning_rate: PositiveFloat = 2e-4
@@ -189,7 +217,7 @@ class Config(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     data: Data
-    network: Network = Network()
+    network: Network = OurUNet()
     diffusion: DiffusionSettings = DiffusionSettings()
     training: Training = Training()
     distillation: Distillation = Distillation()
@@ -198,29 +226,16 @@ class Config(Section):
     @model_validator(mode="after")
     def fits_together(self) -> "Config":
         """Checks what depends on more than one key."""
-        network, size = self.network, self.data.image_size
-        downsampling = network.patch_size * 2 ** (len(network.multipliers) - 1)
-        if size % downsampling:
-            raise ValueError(
-                f"data.image_size: {size} cannot be divided by {downsampling}, "
-                f"as patch_size {network.patch_size} and {len(network.multipliers)} levels need"
-            )
-        sizes = {size // network.patch_size // 2**level: m for level, m in enumerate(network.multipliers)}
-        for resolution in network.attention_resolutions:
-            if resolution not in sizes:
-                known = ", ".join(map(str, sizes))
-                raise ValueError(f"network.attention_resolutions: {resolution} is none of the network's sizes, {known}")
-        for resolution in [*network.attention_resolutions, min(sizes)]:
-            if (network.features * sizes[resolution]) % network.num_heads:
-                raise ValueError(
-                    f"network.num_heads: {network.num_heads} does not divide the "
-                    f"{network.features * sizes[resolution]} channels at {resolution}x{resolution}"
-                )
+        self.network.require_fitting(self.data.image_size)
         root, test_root = self.data.root, self.data.test_root
         if self.data.name == "folder" and test_root and Path(test_root).resolve().is_relative_to(Path(root).resolve()):
             raise ValueError("data.test_root: must not lie in data.root, or the test images would be trained on, too")
-        if self.diffusion.logsnr_min >= self.diffusion.logsnr_max:
-            raise ValueError("diffusion.logsnr_min: must be less than logsnr_max")
+        timesteps, betas = getattr(self.network, "num_train_timesteps", None), self.diffusion.betas
+        if timesteps and betas and timesteps != betas.num_train_timesteps:
+            raise ValueError(
+                f"network.num_train_timesteps: {timesteps} is another number than {betas.num_train_timesteps}, "
+                "diffusion.betas.num_train_timesteps"
+            )
         self._require_classes_for_guidance()
         return self
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.checkpoints import Checkpoint, load_checkpoint
+from utils.checkpoint_files import load_checkpoint
+from utils.checkpoints import Checkpoint
 from utils.compute import Compute
 from utils.data.image_set import content_hash
 from utils.evaluation.metrics import Extractor, Features, QualityMetrics

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from utils.files import disk, torch_file, yaml_file
+from utils.files import disk, json_file, safetensors_file, torch_file, yaml_file
 from utils.process.distributed import on_rank_zero
 
 CACHE = Path("data/cache")  # what can be made again
 
 read_yaml = on_rank_zero(yaml_file.read_yaml)
 read_torch_file = on_rank_zero(torch_file.read_torch_file)
+read_safetensors = on_rank_zero(safetensors_file.read_safetensors)
+read_json = on_rank_zero(json_file.read_json)
 read_if_there = on_rank_zero(disk.read_if_there)
 write_atomically = on_rank_zero(disk.write_atomically)
 append_line = on_rank_zero(disk.append_line)

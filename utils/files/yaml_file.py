@@ -9,8 +9,9 @@ import yaml
 from utils.errors import InputError
 from utils.files.disk import require_regular_file
 
-MOST_BYTES = 2**16
-MOST_NODES, DEEPEST = 2000, 16  # values, where a value that is referred to counts each time: no "billion laughs"
+MOST_BYTES = 2**18
+# Values, where a value that is referred to counts each time: no "billion laughs". (A schedule may list 10,000 betas.)
+MOST_NODES, DEEPEST = 12_000, 16
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from utils.checkpoints import class_names_of, possible_guidance, save_checkpoint
+from utils.checkpoint_files import save_checkpoint
+from utils.checkpoints import class_names_of, possible_guidance
 from utils.errors import InputError
 from utils.files import locked
 from utils.pictures import grid, save_picture
@@ -130,7 +131,7 @@ class TrainingLoop:
                     self._log_seconds()
                 raise
             path, weights = run.checkpoint_path(step), self.trainer.ema.state_dict()
-            of_run = {"sampling_steps": run.sampling_steps, "guidance": run.guidance, "trained_on": run.trained_on}
+            of_run = {name: getattr(run, name) for name in ("sampling_steps", "prediction", "guidance", "trained_on")}
             save_checkpoint(path, weights, config=self.config, step=step, **of_run)
             tqdm.write(f"wrote {path} and its sample")
         self._log_seconds()
@@ -152,7 +153,7 @@ class TrainingLoop:
 
     def _draw(self) -> None:
         run, sampling = self.run, self.config.sampling
-        scale = possible_guidance(self.config, run.sampling_steps, run.guidance, sampling.guidance)
+        scale = possible_guidance(self.config, run.undistilled, run.guidance, sampling.guidance)
         pictures = draw_samples(
             replace(self.trainer.model, network=self.trainer.ema),
             self.config,

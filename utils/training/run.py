@@ -13,12 +13,14 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError, model_validator
 
+from models.diffusion import Prediction
 from utils.checkpoints import Checkpoint, TrainedOn
 from utils.config import differences, explain, flatten
 from utils.errors import InputError
 from utils.files import delete_files, exists, find_files, locked, read_torch_file, write_atomically
 from utils.files.disk import LOCK_NAME
-from utils.schema import Config, Count, NonNegativeInt, Section
+from utils.schema import Config
+from utils.sections import Count, NonNegativeInt, Section
 from utils.training.log import LOG_NAME
 
 STATE_NAME = "training_state.pt"
@@ -32,6 +34,9 @@ BEFORE_THERE_WAS = {
     "training.weight_decay": 0.0,
     "distillation.weight_decay": 0.0,
     "network.resample_blocks": False,
+    "network.type": "unet",
+    "diffusion.betas": None,
+    "distillation.prediction": None,
 }
 # Keys that do not change the weights: the run goes on when they differ. The paths only name a file in a message.
 WITHOUT_EFFECT = {
@@ -86,8 +91,7 @@ class Run:
     Attributes:
         identity: the settings that must be the same for the run to be continued.
         state: what the last process saved in the folder, None before anything has been saved.
-        sampling_steps: what the model is distilled for, None for an undistilled model.
-        guidance: the range of guidance scales that the model is distilled for, None for one that takes none.
+        sampling_steps, prediction, guidance: what the model is distilled for: see `Checkpoint`.
         trained_on: the images, None until `use_data` has been called.
     """
 
@@ -96,8 +100,14 @@ class Run:
     num_steps: int
     state: dict[str, Any] | None
     sampling_steps: int | None
+    prediction: Prediction | None = None
     guidance: list[float] | None = None
     trained_on: TrainedOn | None = None
+
+    @property
+    def undistilled(self) -> bool:
+        """Whether its model is trained on images alone, and not by a teacher."""
+        return (self.sampling_steps, self.prediction, self.guidance) == (None, None, None)
 
     @classmethod
     def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
@@ -130,6 +140,7 @@ class Run:
         num_steps = settings.num_training_steps(sampling_steps)
         run = cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
         run.guidance = teacher.guidance or settings.guidance
+        run.prediction = teacher.prediction or settings.prediction
         return run
 
     @classmethod

@@ -26,10 +26,10 @@ def require_same_students(folder: Path, students: list[int], converts: bool) -> 
     """
     converted = exists(folder / CONVERSION_NAME)
     if converted != converts and (converted or student_folders(folder)):
-        there, here = ("with", "null") if converted else ("without", "set")
+        there, here = ("with", "none") if converted else ("without", "one")
         raise InputError(
-            f"{folder}: another distillation's: it was {there} guidance, and distillation.guidance is {here} here; "
-            f"{BESIDE}"
+            f"{folder}: another distillation's: it was {there} a conversion, and distillation.guidance and .prediction "
+            f"ask for {here} here; {BESIDE}"
         )
     for path, iteration, steps in student_folders(folder):
         if iteration <= len(students) and steps != students[iteration - 1]:
