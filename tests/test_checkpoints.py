@@ -6,7 +6,8 @@ import torch
 
 from models.blocks import Dropout
 from models.diffusion import Diffusion
-from utils.checkpoints import FORMAT_VERSION, TrainedOn, build_model, load_checkpoint, save_checkpoint
+from utils.checkpoint_files import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from utils.checkpoints import TrainedOn, build_model
 from utils.errors import InputError
 from utils.schema import Config
 
@@ -67,13 +68,29 @@ def changed(path, **changes) -> None:
 def test_other_format_version(path):
     changed(path, format_version=FORMAT_VERSION + 1)
     with pytest.raises(
-        InputError, match=rf"format version {FORMAT_VERSION + 1}; this code reads 1 and {FORMAT_VERSION}"
+        InputError, match=rf"format version {FORMAT_VERSION + 1}; this code reads 1 and 2 and {FORMAT_VERSION}"
     ):
         load_checkpoint(path)
 
 
-def test_a_checkpoint_of_the_first_version_is_read(path):
+def without_new_keys(path) -> dict:
+    """The content of a checkpoint as it was written before networks had types, and students another prediction."""
     content = torch.load(path, weights_only=True)
+    for section, key in (("network", "type"), ("diffusion", "betas"), ("distillation", "prediction")):
+        del content["config"][section][key]
+    del content["prediction"]
+    return content
+
+
+def test_a_checkpoint_of_the_second_version_is_read(path):
+    before = load_checkpoint(path)
+    torch.save(without_new_keys(path) | {"format_version": 2}, path)
+    after = load_checkpoint(path)
+    assert after.config == before.config and (after.prediction, after.predicts) == (None, "v")
+
+
+def test_a_checkpoint_of_the_first_version_is_read(path):
+    content = without_new_keys(path)
     del content["trained_on"], content["guidance"], content["config"]["training"]["class_dropout"]
     torch.save(content | {"format_version": 1}, path)
     checkpoint = load_checkpoint(path)

@@ -6,6 +6,7 @@ from conftest import ROOT
 
 from utils.config import differences, load_config
 from utils.errors import InputError
+from utils.networks import NETWORKS
 from utils.schema import Config, Training
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -25,7 +26,8 @@ def test_every_key_is_there_and_explained(path):
     for section, settings in Config.model_fields.items():
         if section in ("seed", "precision", "compile"):
             continue
-        assert set(content[section]) == set(settings.annotation.model_fields), section
+        model = NETWORKS["unet"] if section == "network" else settings.annotation
+        assert set(content[section]) == set(model.model_fields), section
     for number, line in enumerate(lines):
         if ":" in line.partition("#")[0] and line.startswith(" "):
             assert "#" in line or lines[number - 1].strip().startswith("#"), line
@@ -106,6 +108,36 @@ network:
         (
             MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 1, x: 5}}",
             "x.yaml: distillation.num_training_steps_per_iteration.x: ",
+        ),
+        (MINIMAL + "network: {type: vit}", "x.yaml: network.type: should be unet or unet2d, not 'vit'"),
+        (MINIMAL + "network: [1]", "x.yaml: network: should be keys and their values, not [1]"),
+        (MINIMAL + "network: {feature: 8}", "x.yaml: network.feature: unknown key, did you mean features?"),
+        (MINIMAL + "network: {type: unet2d, features: 8}", "x.yaml: network.features: unknown key"),
+        (
+            MINIMAL + "network: {type: unet2d, layers_per_blok: 1}",
+            "x.yaml: network.layers_per_blok: unknown key, did you mean layers_per_block?",
+        ),
+        (
+            MINIMAL + "network: {type: unet2d, norm_num_groups: 30}",
+            "x.yaml: network.norm_num_groups: 30 does not divide 224 of block_out_channels",
+        ),
+        (
+            MINIMAL + "network: {type: unet2d, block_out_channels: [32]}",
+            "x.yaml: network.down_block_types: should be 1, one for each of block_out_channels",
+        ),
+        (MINIMAL + "diffusion: {schedule: discrete}", "x.yaml: diffusion.betas: goes with schedule: discrete"),
+        (MINIMAL + "diffusion: {betas: {}}", "x.yaml: diffusion.betas: goes with schedule: discrete"),
+        (
+            MINIMAL + "diffusion: {schedule: discrete, betas: {trained_betas: [0.1, 0.2]}}",
+            "x.yaml: diffusion.betas.trained_betas: should be num_train_timesteps numbers",
+        ),
+        (
+            MINIMAL + "diffusion: {schedule: discrete, prediction: eps, betas: {rescale_betas_zero_snr: true}}",
+            "x.yaml: diffusion.prediction: eps says nothing of the image at a last timestep that has no signal",
+        ),
+        (
+            MINIMAL + "network: {type: unet2d, num_train_timesteps: 50}\ndiffusion: {schedule: discrete, betas: {}}",
+            "x.yaml: network.num_train_timesteps: 50 is another number than 1000",
         ),
         (
             MINIMAL + "distillation: {num_training_steps_per_iteration: 2.5}",

@@ -278,7 +278,7 @@ def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypa
     folder_lesson.write_text(text.replace("guidance: [1, 3]", "guidance: null"))
     assert call(*distill, "--distillation_iterations", 1) == 2
     said = capsys.readouterr().err
-    assert "another distillation's: it was with guidance, and distillation.guidance is null here" in said
+    assert "it was with a conversion, and distillation.guidance and .prediction ask for none here" in said
     folder_lesson.write_text(text.replace("guidance: [1, 3]", "guidance: [1, 4]"))
     assert call(*distill, "--distillation_iterations", 1) == 2
     assert "distillation.guidance is [1.0, 3.0] there and [1.0, 4.0] here" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import torch
 from test_sampling import lesson
 from tqdm import tqdm
 
-from utils.checkpoints import load_checkpoint, save_checkpoint
+from utils.checkpoint_files import load_checkpoint, save_checkpoint
 from utils.compute import Compute
 from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation, to_bytes
 from utils.evaluation.metrics import Extractor

@@ -1,0 +1,67 @@
+"""A diffusion model as many have one: diffusers' own tutorial on unconditional training, on MNIST.
+
+    pip install diffusers torchvision
+    python docs/train_diffusers_teacher.py --output output/diffusers_pipeline
+
+A `UNet2DModel` of 1.1 M parameters that predicts eps on a `DDPMScheduler` of 1000 linear betas, trained by AdamW with
+a warm-up and a cosine schedule, without an average of the weights, and saved with `save_pretrained`. It imports nothing
+of this project, which is to distill it: see "Models that others trained" in the README.
+"""
+
+import argparse
+import time
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--data", choices=["MNIST", "FashionMNIST"], default="MNIST", help="(default: MNIST)")
+parser.add_argument("--root", default="data", help="where torchvision puts it (default: data)")
+parser.add_argument("--steps", type=int, default=2400, help="of the optimizer (default: 2400)")
+parser.add_argument("--output", default="output/diffusers_pipeline", help="(default: output/diffusers_pipeline)")
+arguments = parser.parse_args()
+
+torch.manual_seed(0)
+to_tensor = transforms.Compose([transforms.Resize(32), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+images = getattr(datasets, arguments.data)(arguments.root, download=True, transform=to_tensor)
+batches = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
+
+network = UNet2DModel(
+    sample_size=32,
+    in_channels=1,
+    out_channels=1,
+    layers_per_block=1,
+    block_out_channels=(32, 64, 64),
+    down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    norm_num_groups=8,
+)
+scheduler = DDPMScheduler(num_train_timesteps=1000)
+optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+learning_rate = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=200, num_training_steps=arguments.steps)
+print(f"{sum(p.numel() for p in network.parameters()):,} parameters")
+
+step, start = 0, time.perf_counter()
+while step < arguments.steps:
+    for x, _ in batches:
+        eps = torch.randn_like(x)
+        timesteps = torch.randint(0, 1000, (len(x),))
+        z = scheduler.add_noise(x, eps, timesteps)
+        loss = F.mse_loss(network(z, timesteps).sample, eps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        learning_rate.step()
+        optimizer.zero_grad()
+        step += 1
+        if step % 100 == 0:
+            print(f"step {step}, loss {loss.item():.4f}, {time.perf_counter() - start:.0f} s", flush=True)
+        if step == arguments.steps:
+            break
+
+DDPMPipeline(network, scheduler).save_pretrained(arguments.output)
+print(f"wrote {arguments.output}")

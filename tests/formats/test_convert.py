@@ -1,0 +1,82 @@
+"""What convert.py says to someone who asks for what cannot be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import call
+from pipelines import save_pipeline
+
+from utils.checkpoint_files import load_checkpoint, save_checkpoint
+from utils.checkpoints import build_model
+from utils.config import load_config
+from utils.schema import Config
+
+DATA = {"name": "MNIST", "image_size": 16, "num_channels": 1}
+OURS = {"features": 8, "multipliers": [1, 2], "attention_resolutions": []}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A pipeline; the teacher that it becomes; a student of it, of 16 steps, which do not divide 1000; one of ours."""
+    folder = tmp_path_factory.mktemp("convert")
+    save_pipeline(folder / "pipeline", unet={"num_class_embeds": 3})
+    teacher = folder / "teacher/diffusion-0.pt"
+    assert call("convert.py", "--from_diffusers", folder / "pipeline", "--output", teacher) == 0
+    checkpoint = load_checkpoint(teacher)
+    save_checkpoint(folder / "of_16.pt", checkpoint.weights, config=checkpoint.config, step=1, sampling_steps=16)
+    config = Config.model_validate({"data": DATA, "network": OURS})
+    weights = build_model(config, torch.device("cpu")).network.state_dict()
+    save_checkpoint(folder / "ours.pt", weights, config=config, step=1, sampling_steps=8)
+    (folder / "full").mkdir()
+    (folder / "full/file").touch()
+    (folder / "other.yaml").write_text("data: {name: MNIST, image_size: 32, num_channels: 1}\n")
+    return folder
+
+
+TEACHER = "teacher/diffusion-0.pt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--from_diffusers", "pipeline"], "--output"),
+        (["--from_diffusers", "pipeline", "--to_onnx", "x.onnx"], "--output goes with --from_diffusers"),
+        (["--checkpoint", TEACHER, "--output", "x.pt"], "--output goes with --from_diffusers"),
+        (["--checkpoint", TEACHER, "--to_onnx", "x.onnx", "--guidance", 2], "--guidance goes with --to_diffusers"),
+        (["--checkpoint", TEACHER, "--to_onnx", "x.pt"], "x.pt: should be the name of a .onnx file"),
+        (["--checkpoint", TEACHER, "--to_safetensors", "x.pt"], "x.pt: should be the name of a .safetensors file"),
+        (["--checkpoint", TEACHER, "--to_diffusers", "full"], "full: is already there"),
+        (
+            ["--checkpoint", TEACHER, "--to_diffusers", "x", "--guidance", 2],
+            "guidance 2: teacher/diffusion-0.pt",
+        ),
+        (["--checkpoint", "of_16.pt", "--to_diffusers", "x"], "16 steps, which do not divide the 1000 timesteps"),
+        (["--checkpoint", "ours.pt", "--to_diffusers", "x"], "is our own, which diffusers does not know"),
+        (["--checkpoint", "none.pt", "--to_onnx", "x.onnx"], "none.pt: cannot be read"),
+        (["--from_diffusers", "pipeline", "--output", TEACHER], "diffusion-0.pt: is already there"),
+        (["--from_diffusers", "pipeline", "--output", "teacher/diffusion-1.pt"], "teacher.yaml: is already there"),
+        (["--from_diffusers", "full", "--output", "x/diffusion-0.pt"], "full: no folder of a diffusers pipeline"),
+    ],
+)
+def test_one_line_and_nothing_written(folder, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert call("convert.py", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error and len(error) < 500, error
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_data_of_another_size_than_the_teachers_are_named(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    flags = ["--config_path", "other.yaml", "--teacher_model_checkpoint", TEACHER, "--initial_sampling_steps", 8]
+    assert call("distill.py", *flags, "--distillation_iterations", 1) == 2
+    assert "another model than other.yaml describes: data.image_size is 16 there and 32 here" in capsys.readouterr().err
+
+
+def test_the_yaml_beside_a_teacher_is_its_own_but_for_the_data(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    config, teacher = load_config("teacher/teacher.yaml"), load_checkpoint(TEACHER)
+    teacher.require_same_model(config, "teacher.yaml")
+    assert config.distillation.prediction == "v" and config.training.class_dropout == 0

@@ -1,0 +1,220 @@
+"""Against diffusers itself: its networks, schedules and sampler, and folders that it wrote or is to read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, call
+from diffusers import DDPMScheduler
+from pipelines import draw, save_pipeline, stock
+from safetensors.torch import load_file, save_file
+
+from models.diffusion import NO_CLASS
+from models.guidance import Guided
+from models.noise_schedule import betas_at
+from models.samplers import ddim
+from utils.checkpoint_files import load_checkpoint
+from utils.schema import Betas
+
+CPU = torch.device("cpu")
+SCHEDULES = {
+    "linear": {},
+    "scaled_linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+    "squaredcos": {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 200},
+    "zero SNR": {"rescale_betas_zero_snr": True},
+    "given": {"trained_betas": [0.001 * (k + 1) for k in range(40)], "num_train_timesteps": 40},
+}
+
+
+def convert(folder: Path, *flags: str) -> Path:
+    """The checkpoint that convert.py makes of a folder."""
+    path = folder.with_name("teacher") / "diffusion-0.pt"
+    assert call("convert.py", "--from_diffusers", folder, "--output", path, *flags) == 0
+    return path
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_at_its_timesteps_a_discrete_schedule_is_that_of_diffusers(name):
+    settings = SCHEDULES[name]
+    theirs = DDPMScheduler(**settings).alphas_cumprod.double()
+    ours = Betas(**settings).schedule()
+    t = torch.arange(1, len(theirs) + 1, dtype=torch.float64) / len(theirs)
+    torch.testing.assert_close(ours.angle(t).cos() ** 2, theirs, rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(ours.time(ours.logsnr(t)), t)
+    torch.testing.assert_close(betas_at(ours, len(theirs)), torch.tensor(ours.betas, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "schedule"),
+    [("epsilon", "linear"), ("epsilon", "squaredcos"), ("sample", "given"), ("v_prediction", "zero SNR")],
+)
+def test_a_converted_teacher_draws_what_the_stock_pipeline_draws(tmp_path, monkeypatch, prediction, schedule):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline", prediction_type=prediction, **SCHEDULES[schedule])
+    model = load_checkpoint(convert(tmp_path / "pipeline")).model(CPU)
+    z, timesteps = torch.randn(1, 1, 16, 16), model.timesteps
+    for steps in (timesteps if prediction == "epsilon" else timesteps // 2, timesteps // 10, 4):
+        with torch.no_grad():
+            ours = ddim(model, z, steps, clip=False)
+        theirs = draw(*stock(tmp_path / "pipeline"), z, steps)
+        torch.testing.assert_close(ours / theirs.abs().max(), theirs / theirs.abs().max(), rtol=0, atol=1e-3)
+
+
+def test_classes_and_a_class_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = save_pipeline(tmp_path / "pipeline", unet={"num_class_embeds": 4}, prediction_type="v_prediction")
+    checkpoint = load_checkpoint(convert(tmp_path / "pipeline", "--last_class_is_none"))
+    assert checkpoint.class_names == ["0", "1", "2"] and checkpoint.undistilled
+    checkpoint.require_guidance(3.0)
+    model, z = checkpoint.model(CPU), torch.randn(3, 1, 16, 16)
+    t = torch.full((3,), 0.5, dtype=torch.float64)
+    label, none = torch.tensor([0, 1, 2]), torch.full((3,), 3)
+    with torch.no_grad():
+        v, v_none = (network(z, 499, which).sample for which in (label, none))
+        torch.testing.assert_close(model.v(z, t, label), v, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.v(z, t, torch.full((3,), NO_CLASS)), v_none, rtol=0, atol=1e-5)
+        guided = Guided(model, torch.full((3,), 2.0, dtype=torch.float64)).v(z, t, label)
+    torch.testing.assert_close(guided, 2 * v - v_none, rtol=0, atol=1e-5)
+
+
+TINY_DISTILLATION = """
+data: {name: MNIST, root: %s, image_size: 16, num_channels: 1}
+precision: fp32
+network: %s
+diffusion: %s
+training: {class_dropout: %s}
+distillation:
+  {prediction: v, guidance: %s, num_conversion_steps: 3, num_training_steps_per_iteration: 2, batch_size: 8,
+  learning_rate: 1e-3, conversion_learning_rate: 1e-3}
+sampling: {sampling_steps: 2, num_samples: 2}
+"""
+
+
+def distill(checkpoint: Path, guidance: str = "null", steps: int = 8) -> Path:
+    """Distills a converted teacher a little, on MNIST; the checkpoint of the student."""
+    config = load_checkpoint(checkpoint).config
+    parts = (json.dumps(part.model_dump()) for part in (config.network, config.diffusion))
+    text = TINY_DISTILLATION % (ROOT / "data", *parts, config.training.class_dropout, guidance)
+    path = checkpoint.parent / "tiny.yaml"
+    path.write_text(text)
+    flags = ["--initial_sampling_steps", steps, "--distillation_iterations", 1]
+    assert call("distill.py", "--config_path", path, "--teacher_model_checkpoint", checkpoint, *flags) == 0
+    return Path(f"output/distilled/tiny/1_{steps}/diffusion-2.pt")
+
+
+def test_an_eps_teacher_is_converted_distilled_and_exported_for_diffusers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline")
+    path = distill(convert(tmp_path / "pipeline"))
+    student = load_checkpoint(path)
+    assert (student.predicts, student.config.diffusion.prediction, student.sampling_steps) == ("v", "eps", 8)
+    converted = load_checkpoint("output/distilled/tiny/0_conversion/diffusion-3.pt")
+    assert (converted.predicts, converted.sampling_steps, converted.undistilled) == ("v", None, False)
+    assert call("convert.py", "--checkpoint", path, "--to_diffusers", "exported") == 0
+    scheduler = json.loads(Path("exported/scheduler/scheduler_config.json").read_text())
+    expected = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
+    assert expected.items() <= scheduler.items()
+    z = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        ours = ddim(student.model(CPU), z, 8, clip=False)
+    torch.testing.assert_close(draw(*stock(Path("exported")), z, 8), ours, rtol=0, atol=1e-3)
+    card = Path("exported/README.md").read_text()
+    assert "Draws in 8 steps" in card and "num_inference_steps=8" in card
+
+
+def test_guidance_is_built_into_the_classes_of_an_exported_student(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline", unet={"num_class_embeds": 11})
+    path = distill(convert(tmp_path / "pipeline", "--last_class_is_none"), guidance="[1, 4]")
+    assert call("convert.py", "--checkpoint", path, "--to_diffusers", "exported", "--guidance", 3) == 0
+    student = load_checkpoint(path).model(CPU)
+    torch.nn.init.normal_(student.network.embed_guidance[-1].weight)  # or there would be little to see
+    z, label = torch.randn(2, 1, 16, 16), torch.tensor([7, 2])
+    guided = Guided(load_checkpoint(path).model(CPU), torch.full((2,), 3.0, dtype=torch.float64))
+    with torch.no_grad():
+        ours = ddim(guided, z, 8, label=label, clip=False)
+    torch.testing.assert_close(draw(*stock(Path("exported")), z, 8, label), ours, rtol=0, atol=1e-3)
+    assert "guidance scale of 3" in Path("exported/README.md").read_text()
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def make_wrong(folder: Path, what: str) -> None:
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    match what:
+        case "no index":
+            (folder / "model_index.json").unlink()
+        case "another pipeline":
+            edit(folder / "model_index.json", _class_name="StableDiffusionPipeline")
+        case "another network":
+            edit(folder / "unet/config.json", _class_name="UNet2DConditionModel")
+        case "an unknown key":
+            edit(folder / "unet/config.json", blocks=3)
+        case "block types":
+            edit(folder / "unet/config.json", down_block_types=["DownBlock2D", "SkipDownBlock2D"])
+        case "a timestep embedding":
+            edit(folder / "unet/config.json", time_embedding_type="fourier")
+        case "learned variance":
+            edit(folder / "unet/config.json", out_channels=2)
+        case "another scheduler":
+            edit(folder / "scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler")
+        case "an unknown schedule":
+            edit(folder / "scheduler/scheduler_config.json", beta_schedule="sigmoid")
+        case "an unknown scheduler's key":
+            edit(folder / "scheduler/scheduler_config.json", use_karras_sigmas=True)
+        case "an unknown prediction":
+            edit(folder / "scheduler/scheduler_config.json", prediction_type="flow")
+        case "eps without signal":
+            edit(folder / "scheduler/scheduler_config.json", rescale_betas_zero_snr=True)
+        case "pickled":
+            torch.save(load_file(weights), folder / "unet/diffusion_pytorch_model.bin")
+            weights.unlink()
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-1000])
+        case "a huge header":
+            weights.write_bytes((2**40).to_bytes(8, "little") + weights.read_bytes()[8:])
+        case "other weights":
+            save_file({"conv_in.weight": torch.zeros(3)}, weights)
+
+
+WRONG = {
+    "no index": "model_index.json",
+    "another pipeline": "_class_name: StableDiffusionPipeline",
+    "another network": "_class_name: UNet2DConditionModel",
+    "an unknown key": "blocks: unknown key",
+    "block types": "down_block_types",
+    "a timestep embedding": "time_embedding_type",
+    "learned variance": "out_channels",
+    "another scheduler": "_class_name: EulerDiscreteScheduler",
+    "an unknown schedule": "beta_schedule",
+    "an unknown scheduler's key": "use_karras_sigmas: unknown key",
+    "an unknown prediction": "prediction_type",
+    "eps without signal": "rescale_betas_zero_snr",
+    "pickled": "diffusion_pytorch_model.bin",
+    "truncated": "truncated or damaged",
+    "a huge header": "1099511627776 bytes",
+    "other weights": "conv_in.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "pipeline"
+    save_pipeline(folder)
+    return folder
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_taken_over_is_refused_in_one_line(tmp_path, monkeypatch, capsys, whole, what):
+    import shutil
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole, "pipeline")
+    make_wrong(Path("pipeline"), what)
+    assert call("convert.py", "--from_diffusers", "pipeline", "--output", "teacher/diffusion-0.pt") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and WRONG[what] in said and len(said) < 600, said
+    assert not Path("teacher").exists()

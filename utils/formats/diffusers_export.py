@@ -1,0 +1,136 @@
+"""A checkpoint of a `UNet2DModel` as a folder that diffusers alone can run, and a card that says how."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.blocks import embed_guidance
+from models.diffusion import Diffusion
+from models.noise_schedule import betas_at
+from utils.checkpoints import Checkpoint
+from utils.errors import InputError
+from utils.formats.diffusers_folder import PREDICTIONS
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [progressive-distillation, few-step]
+license: # fill in
+datasets: [] # fill in
+---
+
+# {title}
+
+{made_for} (progressive distillation, [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)).
+
+{code}
+
+The scheduler is that of the model: its own betas, trailing timesteps, no clipping. With another scheduler, or another
+number of steps, the pictures get worse.
+
+- Images: {size} x {size}, {channels}{classes}
+- Data: *fill in*
+- Licence: *fill in*
+"""
+UNCONDITIONAL = """    from diffusers import DDIMPipeline
+
+    pipeline = DDIMPipeline.from_pretrained("FOLDER")
+    images = pipeline(batch_size=16, num_inference_steps={steps}).images"""
+CONDITIONAL = """    import torch
+    from diffusers import DDIMPipeline
+
+    pipeline = DDIMPipeline.from_pretrained("FOLDER")  # whose own call knows no classes
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    z, label = torch.randn(16, {channels}, {size}, {size}), torch.arange(16) % {num_classes}
+    scheduler.set_timesteps({steps})
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            z = scheduler.step(unet(z, timestep, label).sample, timestep, z).prev_sample
+    images = pipeline.numpy_to_pil((z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())"""
+
+
+def require_exportable(checkpoint: Checkpoint) -> int:
+    """The number of steps that an exported model is made for.
+
+    Raises:
+        InputError: its network is not of diffusers, or its steps do not fall on timesteps.
+    """
+    network, steps = checkpoint.config.network, checkpoint.default_sampling_steps
+    if network.type != "unet2d":
+        raise InputError(
+            f"--to_diffusers: the network of {checkpoint.path} is our own, which diffusers does not know; "
+            "network.type: unet2d is one that it does, and --to_onnx takes both"
+        )
+    timesteps = network.num_train_timesteps
+    if checkpoint.sampling_steps and timesteps % steps:
+        raise InputError(
+            f"--to_diffusers: {checkpoint.path} takes {steps} steps, which do not divide the {timesteps} timesteps "
+            "of its network: diffusers would round them"
+        )
+    return steps if checkpoint.sampling_steps else min(steps, timesteps)
+
+
+def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
+    """Writes the folder, whole or not at all; a model that takes the guidance scale will have this one.
+
+    Raises:
+        InputError: see `require_exportable`; or there is something at the folder's place.
+    """
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    steps, model = require_exportable(checkpoint), checkpoint.model(torch.device("cpu"))
+    network, config = model.network, checkpoint.config
+    weights = network.unet.state_dict()
+    settings = {key: value for key, value in network.unet.config.items() if not key.startswith("_")}
+    if network.num_classes:
+        weights["class_embedding.weight"] = _class_vectors(checkpoint, model, scale)
+        settings |= {"class_embed_type": None, "num_class_embeds": len(weights["class_embedding.weight"])}
+    unet = UNet2DModel(**settings)
+    unet.load_state_dict(weights)
+    timesteps = config.network.num_train_timesteps
+    scheduler = DDIMScheduler(
+        num_train_timesteps=timesteps,
+        trained_betas=betas_at(model.schedule, timesteps).tolist(),
+        prediction_type=next(theirs for theirs, ours in PREDICTIONS.items() if ours == model.prediction),
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        DDIMPipeline(unet, scheduler).save_pretrained(temporary)
+        (temporary / "README.md").write_text(_card(checkpoint, steps, scale, folder.name))
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _class_vectors(checkpoint: Checkpoint, model: Diffusion, scale: float) -> Tensor:
+    """What a `UNet2DModel` adds for each class, and, where the model knows it, for none, which comes last."""
+    network = model.network
+    vectors = network.embed_label.weight.detach()
+    if checkpoint.undistilled and checkpoint.config.training.class_dropout:
+        vectors = torch.cat([vectors, torch.zeros_like(vectors[:1])])
+    if network.embed_guidance is not None:
+        with torch.no_grad():
+            vectors = vectors + embed_guidance(network.embed_guidance, torch.tensor([scale]), network.features)
+    return vectors
+
+
+def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
+    """The text of the folder's README.md."""
+    config, names = checkpoint.config, checkpoint.class_names
+    made_for = f"Draws in {steps} steps" if checkpoint.sampling_steps else "An undistilled model"
+    if checkpoint.guidance:
+        made_for += f", with a guidance scale of {scale:g} built in"
+    shape = {"size": config.data.image_size, "channels": config.data.num_channels}
+    code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape, steps=steps, num_classes=len(names))
+    shape["channels"] = {1: "grey", 3: "colour"}[config.data.num_channels]
+    classes = f"\n- Classes, in order: {', '.join(names)}" if names else ""
+    return CARD.format(title=title, made_for=made_for, code=code, classes=classes, **shape)
