@@ -39,7 +39,7 @@ fashion: $(FASHION_PICTURE)
 	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 stress: .venv/tests-installed
 	$(BIN)/python -m pytest tests/stress -s
