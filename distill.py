@@ -114,7 +114,7 @@ def students_trainer(student: Diffusion, run: Run, config: Config, compute: Comp
     return Trainer(student, settings, compute, learning_rate=learning_rate, seed=config.seed, sampling_steps=n)
 
 
-def convert(
+def learn_conversion(
     teacher_checkpoint: Checkpoint, run: Run, config: Config, data: ImageData, compute: Compute, stopwatch: Stopwatch
 ) -> None:
     """The student learns to say v where its teacher says eps, and what it says with guidance, given the scale.
@@ -209,7 +209,7 @@ def main() -> None:
                 what = f"{n} steps" if n else said_by_conversion(run)
                 step = run.state["step"] if run.state else 0
                 print(f"distilling on {compute}, to {what}, from step {step}, writing to {run.folder}")
-                learn = distill if n else convert
+                learn = distill if n else learn_conversion
                 learn(teacher, run, config, data, compute, stopwatch)
                 gc.collect()  # a compiled network holds itself
             teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher

@@ -14,6 +14,7 @@ import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
 
 # isort: split
 import argparse
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from utils.checkpoint_files import load_checkpoint
 from utils.checkpoints import Checkpoint
 from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
-from utils.data.load import load_images, require_classes_of_both, require_num_classes
+from utils.data.load import load_images, require_num_classes, require_same_classes, require_test_root
 from utils.errors import InputError
 from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
 from utils.evaluation.metrics import EXTRACTORS
@@ -34,6 +35,7 @@ from utils.schema import Config
 from utils.training.students import latest_checkpoint, student_folders
 
 SAMPLERS = ["ddim", "ancestral"]
+FEW_PICTURES = 1000
 MOST_ANCESTRAL_STEPS = 64  # by default; at more, the ancestral sampler only costs more time
 
 
@@ -91,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output_dir",
         type=Path,
         metavar="FOLDER",
-        help="where results.json and fid.png go (default: output/evaluation/<name of the config>)",
+        help="where results.json goes, and fid.png of these rows (default: output/evaluation/<name of the config>)",
     )
     parser.add_compute_arguments()
     arguments = parser.parse_args()
@@ -171,9 +173,9 @@ def main() -> None:
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
     Results(folder / "results.json")  # is refused before anything is written
-    test, training = load_images(config.data, test=True), load_images(config.data)
-    require_classes_of_both(test, training)
-    require_num_classes(training, config)
+    require_test_root(config.data)
+    training = load_images(config.data, accept=partial(require_num_classes, config=config))
+    test = load_images(config.data, test=True, accept=partial(require_same_classes, training=training.class_names))
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_classes(training.class_names)
         if checkpoint.has_seen_other_images(training.hash):
@@ -185,6 +187,8 @@ def main() -> None:
         )
     if len(test.images) < 2:
         raise InputError("data.test_root: one picture is no set to compare with; there should be at least two")
+    if (fewest := min(arguments.num_samples, len(test.images))) < FEW_PICTURES:
+        print(f"note: {fewest} pictures or test images are few for FID, which says little below some thousands")
 
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
@@ -192,7 +196,9 @@ def main() -> None:
         passes = FORWARD_PASSES * arguments.num_samples * steps * len(arguments.samplers)
         compute = Compute.choose(config, device, passes=passes, training=False)
         extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
-        tqdm.write(f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {extractor.name}, to {folder}")
+        tqdm.write(
+            f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {arguments.features}, to {folder}"
+        )
         evaluation = Evaluation(
             config=config,
             teacher=teacher,

@@ -61,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         "--class",
         dest="classes",
         nargs="+",
+        action="extend",
         metavar="CLASS",
         help="names or numbers of the classes to draw, in turn (default: all)",
     )
@@ -69,7 +70,7 @@ def parse_arguments() -> argparse.Namespace:
         type=float,
         metavar="SCALE",
         help="how clearly pictures should be of their class, at the cost of variety; 1: as the model was trained "
-        "(default: sampling.guidance of the checkpoint's config, where the model can)",
+        "(default: sampling.guidance of the checkpoint's config; students: in the range that they learned)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     parser.add_argument(
@@ -105,6 +106,9 @@ def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]
             raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
         panels = [parse_panel(text) for text in arguments.compare]
     else:
+        path, _, steps = arguments.checkpoint.rpartition(":")
+        if path.endswith(".pt") and steps.isdigit():
+            raise InputError(f"--checkpoint {arguments.checkpoint}: the number of steps goes to --sampling_steps")
         checkpoint = load_checkpoint(arguments.checkpoint)
         panels = [(checkpoint, arguments.sampling_steps or checkpoint.default_sampling_steps)]
     if arguments.config_path:

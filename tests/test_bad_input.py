@@ -97,7 +97,7 @@ BAD = [
     ),
     (
         f"{TRAIN} --num_training_steps 3",
-        "number of training steps is 6 there (6 taken) and 3 here; it is finished; 6 or more go on from there",
+        "this run has 6 training steps (6 taken), and is now asked for 3; it is finished, and can only be given more",
     ),
     (f"{TRAIN} --load_model_weights_from_checkpoint nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     (
@@ -141,7 +141,7 @@ BAD = [
     (
         f"distill.py {TEACH} --initial_sampling_steps 4 --distillation_iterations 1 "
         "--num_training_steps_per_iteration 9",
-        "number of training steps is 4 there (4 taken) and 9 here; the same value continues it, another --output_dir",
+        "this run has 4 training steps (4 taken), and is now asked for 9; the same value continues it",
     ),
     (
         f"distill.py --config_path tiny.yaml --teacher_model_checkpoint {STUDENT} --initial_sampling_steps 4 "

@@ -20,7 +20,7 @@ def test_a_grid_has_a_column_for_each_class_where_they_fit():
 
 def test_columns_stand_under_the_names_of_their_classes():
     images = torch.full((6, 1, 32, 32), -1.0)
-    for names, height in ((["0", "1", "2"], 18), (["0", "a name longer than its column", "2"], 111)):
+    for names, height in ((["0", "1", "2"], 18), (["0", "a name longer than its column", "2"], 112)):
         picture = grid(images, names)
         assert picture.shape == (3, height + 2 * 34 + 2, 3 * 34 + 2)
         strip = picture[0, :height]
@@ -28,22 +28,40 @@ def test_columns_stand_under_the_names_of_their_classes():
 
 
 def test_panels_stand_side_by_side_under_their_labels():
-    images = torch.zeros(4, 3, 16, 16)
-    picture = comparison([("one", images), ("a label far too long for so narrow a panel", images)])
-    width = 2 * (2 * 18 + 2)
-    assert picture.shape[0] == 3 and picture.shape[2] == 2 * width
-    labels = picture[:, : picture.shape[1] - width]
+    images = torch.zeros(16, 3, 16, 16)
+    picture = comparison([("one", images), ("two", images)])
+    width = 2 * (4 * 18 + 2)
+    assert picture.shape == (3, 26 + width, 2 * width)
+    labels = picture[:, :26]
     assert (labels[:, :, :width] < 0.5).any() and (labels[:, :, width:] < 0.5).any()
     assert (picture[:, -width // 2, width // 4] == 0.5).all()
 
 
+def test_all_panels_are_as_wide_as_the_longest_label():
+    images = torch.full((4, 3, 16, 16), -1.0)
+    picture = comparison([("one", images), ("a label far too long for so narrow a panel", images)])
+    width = picture.shape[2] // 2
+    assert picture.shape == (3, 26 + 76, 2 * width) and width > 300
+    for panel in picture.split(width, dim=2):
+        margin = (width - 76) // 2
+        assert (panel[:, 26:, :margin] == 1).all() and (panel[:, 26:, margin + 8 : margin + 32] == 0).any()
+
+
 def test_panels_with_a_column_for_each_class_stand_below_each_other_under_one_heading():
-    images = torch.full((6, 1, 32, 32), -1.0)
-    one, three = (comparison(n * [("model", images)], ["0", "1", "2"]) for n in (1, 3))
-    heading, panel = 18, 26 + 2 * (2 * 34 + 2)
-    assert one.shape == (3, heading + panel, 2 * (3 * 34 + 2))
-    assert three.shape == (3, heading + 3 * panel, one.shape[2])
-    assert torch.equal(three, torch.cat([one, one[:, heading:], one[:, heading:]], dim=1))
+    images = torch.full((6, 1, 64, 64), -1.0)
+    names = ["0", "1", "2"]
+    one, two, tower = (comparison(n * [("model", images)], names) for n in (1, 2, 3))
+    heading, panel, width = 18, 26 + 2 * 66 + 2, 3 * 66 + 2
+    assert one.shape == (3, heading + panel, width)
+    assert two.shape == (3, heading + 2 * panel, width)
+    assert torch.equal(two, torch.cat([one, one[:, heading:]], dim=1))
+    assert tower.shape == (3, heading + panel, 3 * width)  # each under its own heading
+
+
+def test_a_name_that_cannot_be_drawn_becomes_the_number_of_its_class():
+    images = torch.zeros(4, 1, 64, 64)
+    assert torch.equal(grid(images, ["猫", "a"]), grid(images, ["0", "a"]))
+    assert not torch.equal(grid(images, ["Äpfel", "a"]), grid(images, ["Apfel", "a"]))
 
 
 def test_large_images_are_not_enlarged():

@@ -9,8 +9,8 @@ from torch import Tensor
 from models.diffusion import Prediction
 from utils.checkpoints import Checkpoint, Metadata, TrainedOn
 from utils.config import explain
-from utils.errors import InputError
-from utils.files import read_safetensors, read_torch_file, write_atomically
+from utils.errors import InputError, first_of
+from utils.files import exists, find_files, read_safetensors, read_torch_file, write_atomically
 from utils.schema import Config
 
 FORMAT_VERSION = 3
@@ -60,6 +60,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: the file is missing, truncated, no checkpoint, of another format version, or its contents are off.
     """
     path = Path(path)
+    if others := [other.name for other in find_files(path.parent, "diffusion-*.pt") if not exists(path)]:
+        raise InputError(f"{path}: cannot be read: No such file; there are {first_of(others)}")
     try:
         metadata, weights = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch_file(path)
     except ValidationError as error:

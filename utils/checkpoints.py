@@ -1,6 +1,7 @@
 """Checkpoints: the EMA weights of a model and its configuration, enough to sample and to teach with on any device."""
 
 import difflib
+import unicodedata
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -140,6 +141,7 @@ class Checkpoint:
         Raises:
             InputError: it knows no such class.
         """
+        name = unicodedata.normalize("NFC", name)
         if name in self.class_names:
             return self.class_names.index(name)
         if name.isascii() and name.isdigit() and int(name) < len(self.class_names):
@@ -246,6 +248,8 @@ class Checkpoint:
             return
         if self.guidance:
             why = f"was distilled for scales from {self.guidance[0]:g} to {self.guidance[1]:g}"
+        elif self.config.network.num_classes == 0:
+            why = "is told no classes (network.num_classes), so there is nothing to guide it to, and only 1 is possible"
         elif not self.undistilled:
             why = "was distilled without guidance (distillation.guidance), so only 1 is possible"
         else:

@@ -13,3 +13,8 @@ class InputError(Exception):
 def first_of(texts: Sequence[str], most: int = 20, separator: str = ", ") -> str:
     """A list for a message: the first of these texts, and three dots where there are more."""
     return separator.join([*texts[:most], *["..."] * (len(texts) > most)])
+
+
+def counted(count: int, thing: str, plural: str = "s") -> str:
+    """A number of things, for a message: 1 class, 2 classes."""
+    return f"{count} {thing}{plural if count != 1 else ''}"

@@ -1,6 +1,7 @@
 """A folder of pictures of one's own: what lies in it. Its subfolders are the classes."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ def picture_formats() -> dict[str, str]:
 
 
 def printable(name: str) -> str:
-    """A name of a file as it may be printed and saved, also where its bytes are no text."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A name of a file as it may be printed and saved, also where its bytes are no text.
+
+    Accents are composed, as people type them; some systems hand them over as letters of their own.
+    """
+    return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 @dataclass(frozen=True, order=True)
@@ -79,7 +83,13 @@ def find_pictures(root: Path, key: str) -> list[Picture]:
         raise InputError(f"{key}: {root.absolute()}: no pictures there, {found}; such as .png, .jpg, .webp or .tif")
     if skipped:
         print(f"{root}: skipped, no pictures: {skipped}")
-    return sorted(pictures)
+    return sorted(pictures, key=lambda picture: (printable(picture.class_name), picture))
+
+
+def class_names_of(pictures: list[Picture]) -> list[str]:
+    """The classes of sorted pictures, their subfolders; none where there are pictures beside these."""
+    names = [printable(name) for name in dict.fromkeys(picture.class_name for picture in pictures)]
+    return names if "" not in names else []
 
 
 def _visible_files(root: str) -> Iterator[tuple[os.DirEntry, str]]:

@@ -1,5 +1,7 @@
 """The training and test images that a configuration names."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +12,7 @@ from utils.data.batches import ImageData
 from utils.data.folder import MOST_NAMES
 from utils.data.image_set import ImageSet, fit
 from utils.data.prepared import load_folder
-from utils.errors import InputError
+from utils.errors import InputError, first_of
 from utils.files import remove_if_empty
 from utils.process.distributed import all_gather, rank_zero_first
 from utils.schema import Config
@@ -28,34 +30,38 @@ def load_data(config: Config, device: torch.device) -> ImageData:
         InputError: the data are missing and cannot be fetched, or have other classes than the configuration says.
     """
     settings = config.data
-    data = load_images(settings)
+    data = load_images(settings, accept=partial(require_num_classes, config=config))
     if len(set(all_gather(data.hash))) > 1:
         raise InputError("data.root: the processes see different images; all machines need the same, in the same order")
-    require_num_classes(data, config)
     with_classes = config.network.num_classes > 0
     return ImageData(data, with_classes=with_classes, seed=config.seed, random_flip=settings.random_flip, device=device)
 
 
-def require_num_classes(data: ImageSet, config: Config) -> None:
+def require_num_classes(class_names: Sequence[str], config: Config) -> None:
     """Refuses a network with another number of classes than the data, unless it has none.
 
     Raises:
         InputError: naming both numbers.
     """
-    num_classes, found = config.network.num_classes, data.num_classes
-    if num_classes == found == 1:
+    num_classes, found = config.network.num_classes, len(class_names)
+    if num_classes == 1 >= found:
         raise InputError("network.num_classes: 1, but there is nothing to tell apart then; it should be 0")
     if num_classes and found != num_classes:
         name = config.data.root if config.data.name == "folder" else config.data.name
-        what = f"{found} classes" if found > 1 else "no classes: there are no subfolders, or pictures beside them"
-        raise InputError(
-            f"network.num_classes: {num_classes}, but {name} has {what}; 0 is a network that is not told the class"
-        )
+        what, right = f"{found} classes", f"{found}, or 0 for a network that is not told the class"
+        if found <= 1:
+            what = "one subfolder with pictures" if found else "no classes: no subfolders, or pictures beside them"
+            right = "0, a network that is not told the class"
+        raise InputError(f"network.num_classes: {num_classes}, but {name} has {what}; it should be {right}")
 
 
 @rank_zero_first
-def load_images(settings: DataSettings, *, test: bool = False) -> ImageSet:
+def load_images(
+    settings: DataSettings, *, test: bool = False, accept: Callable[[list[str]], object] | None = None
+) -> ImageSet:
     """The training or test images of a data set, in its size and channels, and their classes.
+
+    `accept` is given the names of the classes before a folder is prepared; it may raise.
 
     Raises:
         InputError: they are missing and cannot be fetched, or a folder has no test images.
@@ -63,26 +69,38 @@ def load_images(settings: DataSettings, *, test: bool = False) -> ImageSet:
     root = Path(settings.root).expanduser()
     if settings.name != "folder":
         images, labels, class_names = _read_torchvision(settings.name, root, test)
+        if accept:
+            accept(class_names)
         return ImageSet.in_memory(fit(images, settings.image_size, settings.num_channels), labels, class_names)
-    if test and settings.test_root is None:
-        raise InputError("data.test_root: missing; needed here: a folder of images like those of data.root")
     if test:
-        return load_folder(Path(settings.test_root).expanduser(), "data.test_root", settings)
-    return load_folder(root, "data.root", settings)
+        require_test_root(settings)
+        return load_folder(Path(settings.test_root).expanduser(), "data.test_root", settings, accept)
+    return load_folder(root, "data.root", settings, accept)
 
 
-def require_classes_of_both(test: ImageSet, training: ImageSet) -> None:
+def require_test_root(settings: DataSettings) -> None:
+    """Refuses a folder without test images.
+
+    Raises:
+        InputError: saying what is needed.
+    """
+    if settings.name == "folder" and settings.test_root is None:
+        raise InputError("data.test_root: missing; needed here: a folder of images like those of data.root")
+
+
+def require_same_classes(test: Sequence[str], training: Sequence[str]) -> None:
     """Refuses test images of other classes than the training images, as two folders may have.
 
     Raises:
         InputError: naming those that only one of them has.
     """
-    for names, others, where in (
-        (training.class_names, test.class_names, "data.test_root has no pictures of"),
-        (test.class_names, training.class_names, "data.root has no pictures of"),
+    for names, others, lacking, having in (
+        (training, test, "data.test_root", "data.root"),
+        (test, training, "data.root", "data.test_root"),
     ):
         if missing := sorted(set(names) - set(others)):
-            raise InputError(f"{where} {', '.join(missing[:MOST_NAMES])}, a class of the other; they should be alike")
+            what = f"{having} has classes that {lacking} has not: {first_of(missing, MOST_NAMES)}"
+            raise InputError(f"{what}; both should have the same subfolders")
 
 
 def _read_torchvision(name: str, root: Path, test: bool) -> tuple[Tensor, Tensor, list[str]]:

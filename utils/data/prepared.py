@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.data.folder import Picture, find_pictures, printable
+from utils.data.folder import Picture, class_names_of, find_pictures, printable
 from utils.data.image_set import ImageSet, content_hash, fit
 from utils.data.picture import NoPicture, read_picture
-from utils.errors import InputError, first_of
+from utils.errors import InputError, counted, first_of
 from utils.files import CACHE, delete_files, locked, read_if_there, write_atomically
 from utils.schema import Count, Section
 from utils.schema import Data as DataSettings
@@ -94,27 +94,32 @@ class Folder(Dataset):
         return f"{self.place()}-{digest.hexdigest()[:12]}"
 
 
-def load_folder(root: Path, key: str, settings: DataSettings) -> ImageSet:
+def load_folder(
+    root: Path, key: str, settings: DataSettings, accept: Callable[[list[str]], object] | None = None
+) -> ImageSet:
     """The pictures below a folder, in the size and channels of the settings; prepared now, if they are not already.
 
     Args:
         key: the name of the folder in the configuration, for messages.
+        accept: is given the names of the classes before anything is prepared; it may raise.
 
     Raises:
         InputError: there are no pictures, too many cannot be read, or there is no room for what they become.
     """
     folder = Folder(root, find_pictures(root, key), settings)
+    class_names = class_names_of(folder.pictures)
+    if accept:
+        accept(class_names)
     identity = folder.identity()
     path = CACHE / f"{identity}.uint8"
     index = _read_index(path, folder)
     if index is None:
         with locked(CACHE, wait=True):
             index = _read_index(path, folder) or _prepare(path, folder)  # another process may have been faster
-    _report(folder, index)
+    _report(folder, index, class_names)
     images, let_go = _map(path, folder.shape(sum(index.counts)))
-    if "" in index.class_names:  # there are pictures beside the subfolders, so these are no classes
-        return ImageSet(images, torch.zeros(len(images), dtype=torch.long), [], index.hash, let_go)
-    return ImageSet(images, _labels(index.counts), index.class_names, index.hash, let_go)
+    labels = _labels(index.counts) if class_names else torch.zeros(len(images), dtype=torch.long)
+    return ImageSet(images, labels, class_names, index.hash, let_go)
 
 
 def _labels(counts: list[int]) -> Tensor:
@@ -180,7 +185,7 @@ def _require_few(broken: list[str], folder: Folder) -> None:
         )
 
 
-def _report(folder: Folder, index: Index) -> None:
+def _report(folder: Folder, index: Index, class_names: list[str]) -> None:
     """Prints what was found, and what was left out.
 
     Raises:
@@ -189,12 +194,14 @@ def _report(folder: Folder, index: Index) -> None:
     if index.broken:
         _require_few(index.broken, folder)
         print(f"{folder.root}: {len(index.broken)} left out: {first_of(index.broken, MOST_MESSAGES, '; ')}")
-    names = [f"{i} {name}" for i, name in enumerate(index.class_names)]
-    shown = f" in {len(names)} classes: {first_of(names)}"
-    if "" in index.class_names:
+    shown = ""
+    if class_names:
+        names = [f"{i} {name}" for i, name in enumerate(class_names)]
+        shown = f" in {counted(len(names), 'class', 'es')}: {first_of(names)}"
+    elif len(index.counts) > 1:
         loose = printable(folder.pictures[0].name)
-        shown = f", some beside the subfolders ({loose}): so the subfolders are no classes" if len(names) > 1 else ""
-    print(f"{folder.root}: {sum(index.counts)} pictures{shown}")
+        shown = f", some beside the subfolders ({loose}): so the subfolders are no classes"
+    print(f"{folder.root}: {counted(sum(index.counts), 'picture')}{shown}")
 
 
 def num_processors() -> int:

@@ -6,6 +6,7 @@ All other modules import these functions from here. Those that they wrap, in the
 process only.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ read_if_there = on_rank_zero(disk.read_if_there)
 write_atomically = on_rank_zero(disk.write_atomically)
 append_line = on_rank_zero(disk.append_line)
 prepare_folder = on_rank_zero(disk.prepare_folder)
-exists = on_rank_zero(Path.exists)
+exists = on_rank_zero(os.path.exists)
 find_files = on_rank_zero(disk.find_files)
 delete_files = on_rank_zero(disk.delete_files)
 remove_if_empty = on_rank_zero(disk.remove_if_empty)

@@ -256,11 +256,11 @@ def _require_num_steps(path: Path, state: dict[str, Any], num_steps: int, may_gr
     if not may_grow:
         advice = KEEP
     elif taken == there:
-        advice = f"it is finished; {there} or more go on from there, fewer need another --output_dir"
+        advice = f"it is finished, and can only be given more: {there} or above; {BESIDE}"
     else:
         advice = f"{there} finishes it, then it can be taken further; another --output_dir begins another run"
     raise InputError(
-        f"{path}: number of training steps is {there} there ({taken} taken) and {num_steps} here; {advice}"
+        f"{path}: this run has {there} training steps ({taken} taken), and is now asked for {num_steps}; {advice}"
     )
 
 
