@@ -7,6 +7,7 @@ would: what its own scheduler then does, it does. For pipelines without classes,
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from diffusers import DDIMPipeline
 
 from utils.data.load import load_images
 from utils.evaluation.evaluation import to_bytes
-from utils.evaluation.metrics import QualityMetrics, classifier_features
+from utils.evaluation.metrics import Features, QualityMetrics, classifier_features
 from utils.sampling import batches_of
 from utils.schema import Data
 
@@ -29,10 +30,11 @@ training, test = load_images(settings), load_images(settings, test=True)
 extractor = classifier_features(arguments.data, training, test, device)
 
 
-@torch.inference_mode()
-def features(images):
+def features(images: torch.Tensor) -> Iterator[Features]:
     """In batches, of uint8 images [N, 1, 32, 32]."""
-    return (extractor.extract(images[indices.start : indices.stop]) for indices in batches_of(len(images), 250))
+    for indices in batches_of(len(images), 250):
+        with torch.inference_mode():
+            yield extractor.extract(images[indices.start : indices.stop])
 
 
 def draw(pipeline: DDIMPipeline, steps: int) -> torch.Tensor:
