@@ -33,6 +33,7 @@ from utils.errors import InputError
 from utils.files import locked
 from utils.process.timing import Stopwatch
 from utils.schema import Config, Distillation
+from utils.training.board import require_tensorboard
 from utils.training.log import table
 from utils.training.loop import TrainingLoop
 from utils.training.run import BESIDE, Run
@@ -175,6 +176,7 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings = config.distillation
     require_image_for_each_rank(settings)
+    require_tensorboard(settings)
     students = halvings(arguments.initial_sampling_steps, arguments.distillation_iterations)
     device = cli.choose_device(arguments.device)
     teacher = load_checkpoint(arguments.teacher_model_checkpoint)

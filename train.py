@@ -23,6 +23,7 @@ from utils.compute import TRAINING_PASSES, Compute
 from utils.config import load_config
 from utils.data.load import load_data
 from utils.process.timing import Stopwatch
+from utils.training.board import require_tensorboard
 from utils.training.log import table
 from utils.training.loop import TrainingLoop
 from utils.training.run import Run, delete_run
@@ -49,6 +50,7 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     settings, device = config.training, cli.choose_device(arguments.device)
     require_image_for_each_rank(settings)
+    require_tensorboard(settings)
     initial = None
     if arguments.load_model_weights_from_checkpoint:
         initial = load_checkpoint(arguments.load_model_weights_from_checkpoint)

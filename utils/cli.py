@@ -60,6 +60,13 @@ class Parser(argparse.ArgumentParser):
         every = f"{section}.save_and_sample_every_n"
         self.add_override("--save_and_sample_every_n", every, int, "steps from checkpoint to checkpoint")
         self.add_override("--seed", "seed", int, "seed of weights, order, noise and pictures")
+        self.add_argument(
+            "--tensorboard",
+            dest=f"{CONFIG_KEY}{section}.tensorboard",
+            action="store_const",
+            const=True,
+            help="write the log and the pictures as TensorBoard events, too (default: the config's)",
+        )
         self.add_compute_arguments()
         self.add_argument(
             "--restart",

@@ -130,6 +130,7 @@ class Optimization(Section):
     save_and_sample_every_n: Count = 1000
     checkpoint_every_minutes: PositiveFloat = 10.0
     log_every_n: Count = 50
+    tensorboard: bool = False
 
 
 class Training(Optimization):

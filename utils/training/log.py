@@ -17,6 +17,7 @@ from utils.files import append_line, exists, read_if_there, write_atomically
 from utils.process.timing import PARTS
 
 LOG_NAME = "metrics.jsonl"
+EVENTS = "events.out.tfevents.*"  # the same for TensorBoard: see board.py
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

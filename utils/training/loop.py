@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from utils.process.interruption import Interrupted, SignalWatch
 from utils.process.timing import Stopwatch
 from utils.sampling import draw_samples
 from utils.schema import Config
+from utils.training.board import Board
 from utils.training.log import forget_after, log
 from utils.training.run import Run, damaged
 from utils.training.trainer import Trainer
@@ -52,8 +54,11 @@ class TrainingLoop:
             locked(self.run.folder),
             tqdm(total=self.run.num_steps, initial=trainer.step, desc=self.description, unit="step") as progress,
             SignalWatch(patient=distributed.world_size() > 1) as self.watch,
+            ExitStack() as held,
         ):
             forget_after(self.run.folder, trainer.step)
+            writes = distributed.is_rank_zero()
+            self.board = held.enter_context(closing(Board(self.run.folder, wanted=settings.tensorboard, writes=writes)))
             self._begin_interval()
             self.stopwatch.lap("start")
             part = "first step"
@@ -116,6 +121,7 @@ class TrainingLoop:
             "steps_per_second": count / (time.perf_counter() - self.interval_start),
         }
         log(self.run.folder, line)
+        self.board.add_line(line)
         self._begin_interval()
         return "not finite" if loss is None else f"{loss:.4f}"
 
@@ -165,7 +171,9 @@ class TrainingLoop:
             check=lambda: self._stop_if(self.watch.received),  # the state has been saved
         )
         path = run.folder / f"sample-{self.trainer.step}.png"
-        save_picture(grid(pictures, class_names_of(self.config, run.trained_on)), path)
+        picture = grid(pictures, class_names_of(self.config, run.trained_on))
+        save_picture(picture, path)
+        self.board.add_picture(self.trainer.step, picture)
         self.stopwatch.lap("pictures")
 
     def _log_seconds(self) -> None:

@@ -1,8 +1,8 @@
 """A run, one training in one folder: what identifies it, and whether it is finished or may be continued.
 
-The folder holds `training_state.pt` (what continuing needs), `diffusion-<step>.pt`, `sample-<step>.png` and
-`metrics.jsonl`. They are written in the order state, picture, checkpoint: where there is a checkpoint, all that
-belongs to its step is there; where there is a state, the rest can be made from it.
+The folder holds `training_state.pt` (what continuing needs), `diffusion-<step>.pt`, `sample-<step>.png`,
+`metrics.jsonl` and, where wanted, TensorBoard events. They are written in the order state, picture, checkpoint: where
+there is a checkpoint, all that belongs to its step is there; where there is a state, the rest can be made from it.
 """
 
 import os
@@ -21,12 +21,12 @@ from utils.files import delete_files, exists, find_files, locked, read_torch_fil
 from utils.files.disk import LOCK_NAME
 from utils.schema import Config
 from utils.sections import Count, NonNegativeInt, Section
-from utils.training.log import LOG_NAME
+from utils.training.log import EVENTS, LOG_NAME
 
 STATE_NAME = "training_state.pt"
 STATE_VERSION = 3
 # In the order of deletion: a state without its checkpoints would be continued, so it goes first.
-RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, EVENTS, ".*.tmp")
 
 # What was done before there was a setting: a run of that time goes on if it is set so.
 BEFORE_THERE_WAS = {
@@ -51,7 +51,13 @@ WITHOUT_EFFECT = {
 WITHOUT_EFFECT |= {
     f"{section}.{key}"
     for section in ("training", "distillation")
-    for key in ("accumulation_steps", "save_and_sample_every_n", "checkpoint_every_minutes", "log_every_n")
+    for key in (
+        "accumulation_steps",
+        "save_and_sample_every_n",
+        "checkpoint_every_minutes",
+        "log_every_n",
+        "tensorboard",
+    )
 }
 BESIDE = "another --output_dir begins another run beside it, --restart deletes it"
 KEEP = f"the same value continues it, {BESIDE}"
