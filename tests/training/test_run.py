@@ -21,7 +21,7 @@ def test_only_a_finished_run_may_grow(tmp_path):
     take_steps(make_loop(tmp_path, num_steps=10))
     assert Run.open(tmp_path, {"a": 1}, 20, may_grow=True).state["step"] == 10
     for num_steps, may_grow in ((20, False), (5, True)):
-        with pytest.raises(InputError, match=rf"10 there \(10 taken\) and {num_steps} here"):
+        with pytest.raises(InputError, match=rf"10 training steps \(10 taken\), and is now asked for {num_steps}"):
             Run.open(tmp_path, {"a": 1}, num_steps, may_grow=may_grow)
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     torch.save(state | {"num_steps": 30}, tmp_path / "training_state.pt")
