@@ -3,6 +3,9 @@
 # make fashion   clothes, with guidance; twice as long; needs a network the first time
 # make test      lint, then all tests
 # make stress    what takes half an hour: 70 kills, 10,000 mutated files
+# make notebook  runs docs/lesson.ipynb, after the lesson: the mathematics, one equation at a time
+# make page      digits in a browser, drawn by teacher and student, as a folder for any web server; needs npm
+# make serve     the page, on this machine
 # make lint      style and format (ruff), and the layers of imports (import-linter)
 
 PYTHON ?= python3
@@ -15,6 +18,11 @@ LAST_STUDENT := $(STUDENTS)/10_1/diffusion-500.pt
 PICTURE := output/lesson-4-2-1-steps.png
 PICTURE_AT_8 := output/lesson-8-steps.png
 
+PAGE := output/page
+PORT := 8000
+ORT := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm \
+	ort.webgpu.min.mjs ort-wasm-simd-threaded.asyncify.mjs ort-wasm-simd-threaded.asyncify.wasm
+
 FASHION := fashion_mnist_32x32_v_continuous_small
 FASHION_CONFIG := configs/$(FASHION).yaml
 FASHION_TEACHER := output/$(FASHION)/diffusion-5000.pt
@@ -22,7 +30,7 @@ FASHION_STUDENTS := output/distilled/$(FASHION)
 FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
 FASHION_PICTURE := output/fashion-4-2-steps.png
 
-.PHONY: lesson evaluate fashion test stress lint
+.PHONY: lesson evaluate fashion notebook page serve models-of-page test stress lint
 
 lesson: $(PICTURE) $(PICTURE_AT_8)
 	@echo "The lesson is done. Its pictures, each from the same noise in all panels:"
@@ -37,6 +45,18 @@ evaluate: $(LAST_STUDENT)
 
 fashion: $(FASHION_PICTURE)
 	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"
+
+notebook: $(LAST_STUDENT) .venv/notebook-installed
+	$(BIN)/jupyter execute --inplace docs/lesson.ipynb
+
+page: $(PAGE)/index.html
+
+serve: page
+	@echo "http://localhost:$(PORT)/ (Ctrl-C ends it)"
+	@$(PYTHON) -m http.server --directory $(PAGE) --bind localhost $(PORT)
+
+models-of-page: $(LAST_STUDENT) .venv/tests-installed
+	$(BIN)/python -m web.make_models $(TEACHER) $(STUDENTS)/7_8 $(STUDENTS)/8_4 $(STUDENTS)/9_2 $(STUDENTS)/10_1
 
 test: lint
 	$(BIN)/python -m pytest -n 2
@@ -78,6 +98,16 @@ $(FASHION_PICTURE): $(FASHION_LAST)
 		$(FASHION_TEACHER):4 $(FASHION_STUDENTS)/8_4/diffusion-600.pt \
 		$(FASHION_TEACHER):2 $(FASHION_STUDENTS)/9_2/diffusion-800.pt
 
+$(PAGE)/index.html: $(wildcard web/*.* web/models/*) web/node_modules/installed
+	rm -rf $(PAGE)
+	mkdir -p $(PAGE)/ort
+	cp -r web/index.html web/style.css web/*.js web/models $(PAGE)/
+	cp $(addprefix web/node_modules/onnxruntime-web/dist/,$(ORT)) $(PAGE)/ort/
+
+web/node_modules/installed: web/package-lock.json
+	npm ci --prefix web --ignore-scripts --no-audit --no-fund
+	touch $@
+
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
@@ -85,4 +115,8 @@ $(FASHION_PICTURE): $(FASHION_LAST)
 
 .venv/tests-installed: tests/requirements.txt .venv/installed
 	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
+	touch $@
+
+.venv/notebook-installed: .venv/installed
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
 	touch $@

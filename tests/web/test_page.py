@@ -1,0 +1,189 @@
+"""The page in a real browser: headless Chromium, driven by Playwright. Without them, or npm's packages, it is skipped.
+
+pip install playwright; apt-get install chromium; make page
+"""
+
+import importlib.util
+import shutil
+import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WHAT_IS_MISSING = [
+    what
+    for what, is_there in {
+        "playwright (pip)": importlib.util.find_spec("playwright"),
+        "chromium": CHROMIUM,
+        "npm's packages (make page)": (ROOT / "web/node_modules/installed").exists(),
+    }.items()
+    if not is_there
+]
+pytestmark = pytest.mark.skipif(
+    bool(WHAT_IS_MISSING), reason=f"the page is not tested, for want of {', '.join(WHAT_IS_MISSING)}"
+)
+DRAWN = "Both have drawn."
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Where the page is served, as from any static host, in a folder of it."""
+    root = tmp_path_factory.mktemp("site")
+    subprocess.run(["make", "page", f"PAGE={root}/some/where"], cwd=ROOT, check=True, capture_output=True)
+    server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://localhost:{server.server_port}/some/where/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page at a state, and waits until both have drawn; at the end, nothing may have gone wrong in it."""
+    wrong, contexts = [], []
+
+    def open_page(state: str = "", **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: asked.url.startswith((address, "data:")) or wrong.append(asked.url))
+        page.goto(address + state)
+        wait_for(page, DRAWN)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def wait_for(page, status: str) -> None:
+    page.wait_for_function("text => document.getElementById('status').textContent === text", arg=status, timeout=60_000)
+
+
+def drawn(page, who: str) -> np.ndarray:
+    """The picture of a panel, in grey."""
+    read = "canvas => [...canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data]"
+    pixels = np.array(page.locator(f"#{who} canvas.z").evaluate(read), dtype=int)
+    return pixels[::4].reshape(32, 32)
+
+
+def test_ten_digits_are_those_of_sample_py(visit):
+    """`sample.py --checkpoint <student of 8> --num_samples 10 --precision fp32` drew the golden ones."""
+    golden = np.array(Image.open(ROOT / "tests/golden/page_digits.png").convert("L"), dtype=int)
+    page = visit("#digit=0&noise=0&steps=8")
+    for digit in range(10):
+        if digit:
+            page.evaluate(f"location.hash = '#digit={digit}&noise={digit}&steps=8'")
+            page.wait_for_function(
+                f"document.querySelector('#student canvas.z').ariaLabel.endsWith('digit {digit} that it has drawn')"
+            )
+            wait_for(page, DRAWN)
+        expected = golden[-34:-2, 34 * digit + 2 : 34 * digit + 34]
+        assert abs(drawn(page, "student") - expected).max() <= 1
+
+
+def test_the_slider_halves_the_steps_and_the_address_remembers(visit):
+    page = visit("#digit=5&noise=3&steps=4")
+    assert page.locator("#student .counts").inner_text().startswith("4 evaluations of the network, ")
+    page.locator("#steps").press("ArrowRight")
+    page.wait_for_function("location.hash.includes('steps=2')")
+    wait_for(page, DRAWN)
+    assert page.locator("#teacher h2").inner_text() == "Teacher, 2 steps"
+    assert page.locator("#student .counts").inner_text().startswith("2 evaluations of the network, ")
+    again = visit(page.evaluate("location.hash"))
+    assert again.locator("#steps-text").inner_text() == "2" and again.locator("#noise").input_value() == "3"
+    for who in ("teacher", "student"):
+        assert (drawn(page, who) == drawn(again, who)).all()
+    assert abs(drawn(page, "teacher") - drawn(page, "student")).mean() > 5
+
+
+def test_where_there_is_no_student_the_teacher_draws_alone(visit):
+    page = visit("#steps=8")
+    page.locator("#steps").press("ArrowLeft")
+    wait_for(page, "The teacher has drawn.")
+    assert (
+        page.locator("#student .counts").inner_text() == "No student of 16 steps lies here, only those of 8, 4, 2, 1."
+    )
+
+
+def test_sixteen_more_and_a_picture_to_keep(visit, tmp_path):
+    page = visit("#digit=7&noise=17&steps=2")
+    page.get_by_role("button", name="Sixteen more noises").click()
+    wait_for(page, "All have been drawn.")
+    grid = page.locator("#grid canvas")
+    assert grid.count() == 32 and grid.first.get_attribute("aria-label") == "Student, noise 18: a 7"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the pictures").click()
+    download.value.save_as(tmp_path / "kept.png")
+    assert download.value.suggested_filename == "digit-7-noise-17-steps-2.png"
+    assert Image.open(tmp_path / "kept.png").size == (520, 256)
+
+
+@pytest.mark.parametrize(
+    "options", [{"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": {"width": 360, "height": 740}}]
+)
+def test_it_can_be_seen_by_all(visit, options):
+    page = visit("#steps=1", **options)
+    page.get_by_role("button", name="Sixteen more noises").click()
+    wait_for(page, "All have been drawn.")
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    page.add_script_tag(path=ROOT / "web/node_modules/axe-core/axe.min.js")
+    found = page.evaluate(
+        "axe.run().then(found => found.violations.map(one => [one.impact, one.id, one.nodes[0].html]))"
+    )
+    assert [one for one in found if one[0] in ("serious", "critical")] == []
+
+
+def test_with_the_keyboard_alone(visit):
+    page = visit("#digit=3&noise=17&steps=1")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")  # to the next digit
+    page.wait_for_function("location.hash.includes('digit=4')")
+    page.keyboard.press("Tab")
+    page.keyboard.type("18")
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.hash.includes('noise=18')")
+    wait_for(page, DRAWN)
+
+
+def test_what_is_wrong_is_said(browser, address):
+    page = browser.new_page()
+    page.add_init_script("delete WebAssembly")
+    page.goto(address)
+    page.wait_for_function(
+        "document.getElementById('status').textContent.startsWith('This browser has no WebAssembly')"
+    )
+    page.close()
+    page = browser.new_page()
+    page.route("**/models.json", lambda route: route.fulfill(status=404))
+    page.goto(address)
+    page.wait_for_function("document.getElementById('status').textContent.includes('cannot be loaded (404)')")
+    page.close()
+    page = browser.new_page()
+    page.goto(f"file://{ROOT}/web/index.html")
+    assert "make serve" in page.locator("#status").inner_text()
+    page.close()

@@ -1,0 +1,136 @@
+// The page: what the visitor chooses, and what is then drawn.
+
+import { drawGrids } from "./grid.js";
+import { findBackends, load, loadManifest } from "./models.js";
+import { normalNoise } from "./noise.js";
+import { Panel } from "./panel.js";
+import { allowed, readState, writeState } from "./state.js";
+
+const HALVINGS = 10; // from 1024 steps to one
+const BACKENDS = { wasm: "WebAssembly", webgpu: "WebGPU" };
+const byId = (id) => document.getElementById(id);
+const say = (text) => (byId("status").textContent = text);
+const panels = { teacher: new Panel(byId("teacher"), "Teacher"), student: new Panel(byId("student"), "Student") };
+let [manifest, state, drawing] = [null, readState(location.hash), new AbortController()];
+
+/** Noise number n: that of the n-th picture of sample.py. */
+const noiseOf = (number) => normalNoise((manifest.noise_seed + number) % 2 ** 32, manifest.size ** 2);
+const modelOf = (steps) => manifest.models.find((model) => model.steps === steps);
+
+/** Shows the state in the controls and the address. */
+function show() {
+  for (const input of byId("digits").querySelectorAll("input")) input.checked = Number(input.value) === state.digit;
+  byId("noise").value = state.noise;
+  byId("steps").value = HALVINGS - Math.log2(state.steps);
+  showSteps(state.steps);
+  byId("guidance").value = byId("guidance-text").textContent = state.guidance;
+  history.replaceState(null, "", writeState(state));
+}
+
+function showSteps(steps) {
+  byId("steps-text").textContent = steps;
+  byId("steps").setAttribute("aria-valuetext", `${steps} steps`);
+}
+
+/** Changes the state, and draws anew. */
+function change(changes) {
+  state = { ...state, ...changes };
+  show();
+  work(draw);
+}
+
+/** Ends what is being drawn, and does something else; says what went wrong. */
+async function work(task) {
+  drawing.abort();
+  drawing = new AbortController();
+  const { signal } = drawing;
+  try {
+    await task(signal);
+  } catch (error) {
+    if (!signal.aborted) say(explain(error));
+  }
+}
+
+async function draw(signal) {
+  const { size, schedule } = manifest;
+  const options = { ...state, schedule, size, noise: noiseOf(state.noise), signal };
+  const backend = byId("backend").value;
+  const students = manifest.models.filter((model) => model.steps).map((model) => model.steps);
+  const missing = modelOf(state.steps) ? "" : `No student of ${state.steps} steps lies here, only those of ${students.join(", ")}.`;
+  panels.student.begin(state.steps, options.noise, size, missing);
+  panels.teacher.begin(state.steps, options.noise, size, "");
+  byId("grid").replaceChildren();
+  for (const [name, model] of [["student", modelOf(state.steps)], ["teacher", modelOf(null)]]) {
+    if (!model) continue;
+    say(`Loading the ${name} …`);
+    await load(model, backend);
+    if (signal.aborted) return;
+    say(`The ${name} draws …`);
+    if ((await panels[name].draw(model, backend, options)) === null) return;
+  }
+  say(missing ? "The teacher has drawn." : "Both have drawn.");
+}
+
+function drawMore(signal) {
+  const { size, schedule } = manifest;
+  const options = { ...state, schedule, size, noiseOf, first: state.noise + 1, signal };
+  const models = [["Student", modelOf(state.steps)], ["Teacher", modelOf(null)]];
+  return drawGrids(byId("grid"), models, byId("backend").value, options, say);
+}
+
+/** What went wrong, in a sentence. */
+function explain(error) {
+  if (typeof WebAssembly !== "object") return "This browser has no WebAssembly, in which the networks run; a newer one has.";
+  return `A model could not be loaded or run: ${error.message}`;
+}
+
+/** Saves what both have drawn, side by side and enlarged eight times, as one PNG. */
+function save() {
+  const side = 8 * manifest.size;
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [2 * side + 8, side];
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(panels.teacher.z, 0, 0, side, side);
+  context.drawImage(panels.student.z, side + 8, 0, side, side);
+  const link = document.createElement("a");
+  link.href = canvas.toDataURL("image/png");
+  link.download = `digit-${state.digit}-noise-${state.noise}-steps-${state.steps}.png`;
+  link.click();
+}
+
+function listen() {
+  const on = (id, event, act) => byId(id).addEventListener(event, act);
+  on("digits", "change", ({ target }) => change({ digit: Number(target.value) }));
+  on("noise", "change", ({ target }) => change({ noise: allowed("noise", target.value, state.noise) }));
+  on("other-noise", "click", () => change({ noise: Math.floor(1000 * Math.random()) }));
+  on("steps", "input", ({ target }) => showSteps(2 ** (HALVINGS - target.value)));
+  on("steps", "change", ({ target }) => change({ steps: 2 ** (HALVINGS - target.value) }));
+  on("guidance", "change", ({ target }) => change({ guidance: Number(target.value) }));
+  on("backend", "change", () => work(draw));
+  on("more", "click", () => work(drawMore));
+  on("save", "click", save);
+  on("controls", "submit", (event) => event.preventDefault());
+  addEventListener("hashchange", () => change(readState(location.hash)));
+}
+
+function fillControls(backends) {
+  byId("digits").innerHTML = manifest.class_names
+    .map((name, k) => `<label><input type="radio" name="digit" value="${k}" />${name}</label>`)
+    .join("");
+  byId("backend").innerHTML = backends.map((name) => `<option value="${name}">${BACKENDS[name]}</option>`).join("");
+  byId("backend-label").hidden = backends.length === 1;
+  if (manifest.guidance) {
+    [byId("guidance").min, byId("guidance").max] = manifest.guidance;
+    byId("guidance-label").hidden = false;
+  }
+  byId("controls").disabled = byId("actions").disabled = false;
+}
+
+await work(async () => {
+  say("Loading …");
+  manifest = await loadManifest();
+  fillControls(await findBackends());
+  listen();
+  change({});
+});

@@ -1,0 +1,44 @@
+// Sixteen more noises, drawn at once by teacher and student, as two grids.
+
+import { paint } from "./draw.js";
+import { velocityOf } from "./models.js";
+import { ddim } from "./sampler.js";
+
+const COUNT = 16;
+
+/**
+ * Fills `root` with a grid for each model, [name, model or undefined].
+ *
+ * @param noiseOf the noise of a number
+ * @param say tells the visitor what is going on
+ */
+export async function drawGrids(root, models, backend, { schedule, size, noiseOf, first, steps, digit, guidance, signal }, say) {
+  const noises = Array.from({ length: COUNT }, (_, k) => noiseOf(first + k));
+  const noise = Float32Array.from(noises.flatMap((one) => [...one]));
+  root.replaceChildren();
+  for (const [name, model] of models) {
+    if (!model) continue;
+    const canvases = addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`);
+    say(`${name}: loading …`);
+    const { velocity } = await velocityOf(model, backend, { size, count: COUNT, digit, guidance });
+    for await (const { step, z } of ddim(velocity, schedule, noise, steps)) {
+      if (signal.aborted) return;
+      say(`${name}: step ${step} of ${steps} …`);
+      canvases.forEach((canvas, k) => paint(canvas, z.subarray(k * size * size, (k + 1) * size * size), size));
+      await new Promise((resolve) => setTimeout(resolve)); // the page can be used meanwhile
+    }
+    canvases.forEach((canvas, k) => canvas.setAttribute("aria-label", `${name}, noise ${first + k}: a ${digit}`));
+  }
+  say("All have been drawn.");
+}
+
+function addGrid(root, title) {
+  const section = root.appendChild(document.createElement("section"));
+  section.innerHTML = `<h2>${title}</h2><div class="sixteen"></div>`;
+  return Array.from({ length: COUNT }, () => {
+    const canvas = section.lastChild.appendChild(document.createElement("canvas"));
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", "not drawn yet");
+    return canvas;
+  });
+}

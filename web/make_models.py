@@ -1,0 +1,106 @@
+"""The models of the page, from checkpoints: ONNX files whose weights are in half precision, and models.json.
+
+    python -m web.make_models output/ddpm_32x32_v_continuous_small/diffusion-5000.pt \\
+      output/distilled/ddpm_32x32_v_continuous_small/{7_8,8_4,9_2,10_1}
+
+The first is the teacher, a checkpoint; the others are the folders of its students. A network still computes in float32,
+with weights that are cast when it is loaded; those of a model that would then draw another picture stay as they are.
+"""
+
+import argparse
+import json
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from utils.checkpoint_files import load_checkpoint
+from utils.checkpoints import Checkpoint
+from utils.formats.onnx_file import write_onnx
+from utils.process.randomness import seed_of
+from utils.training.students import latest_checkpoint
+
+FOLDER = Path(__file__).parent / "models"
+FEW = 16  # numbers are left as they are: nothing would be saved, and they may be shapes
+TEACHERS_STEPS = 128  # with which its two precisions are compared
+SAME = 2 / 255  # one grey
+
+
+def with_half_weights(content: bytes) -> bytes:
+    """An ONNX file whose weights are in half precision, each cast back by a node."""
+    model = onnx.load_from_string(content)
+    graph, casts = model.graph, []
+    for weight in list(graph.initializer):
+        values = numpy_helper.to_array(weight)
+        if values.dtype == np.float32 and values.size > FEW:
+            graph.initializer.remove(weight)
+            graph.initializer.append(numpy_helper.from_array(values.astype(np.float16), f"{weight.name}.half"))
+            casts.append(helper.make_node("Cast", [f"{weight.name}.half"], [weight.name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model.SerializeToString()
+
+
+def draw(content: bytes, checkpoint: Checkpoint) -> np.ndarray:
+    """Ten pictures, one of each class, in [-1, 1]."""
+    session = onnxruntime.InferenceSession(content)
+    size = checkpoint.config.data.image_size
+    z = np.random.default_rng(0).standard_normal((10, 1, size, size)).astype("float32")
+    steps = checkpoint.sampling_steps or TEACHERS_STEPS
+    schedule = checkpoint.config.diffusion.noise_schedule()
+    t = np.arange(steps, 0, -1) / steps
+    phi = [*(schedule.angle(t)), 0.0]
+    fixed = {"label": np.arange(10)} | ({"guidance": np.ones(10, "float32")} if checkpoint.guidance else {})
+    for begin, end in pairwise(phi):
+        logsnr = np.full(10, -2 * np.log(np.tan(begin)), "float32")
+        v = session.run(["v"], {"z": z, "logsnr": logsnr, **fixed})[0]
+        z = (np.cos(begin - end) * z - np.sin(begin - end) * v).astype("float32")
+    return z.clip(-1, 1)
+
+
+def add_model(checkpoint: Checkpoint) -> dict:
+    """Writes the file of a model; what models.json says of it."""
+    steps = checkpoint.sampling_steps
+    path = FOLDER / (f"student-{steps}.onnx" if steps else "teacher.onnx")
+    with tempfile.TemporaryDirectory() as folder:
+        write_onnx(checkpoint, Path(folder, "model.onnx"))
+        content = Path(folder, "model.onnx").read_bytes()
+    half = with_half_weights(content)
+    difference = float(np.abs(draw(half, checkpoint) - draw(content, checkpoint)).max())
+    is_same = difference <= SAME
+    path.write_bytes(half if is_same else content)
+    kind = "half" if is_same else "single"
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {kind} precision; halved, pictures differ by {difference:.4f}")
+    return {"file": path.name, "steps": steps, "guidance": checkpoint.guidance is not None}
+
+
+def main() -> None:
+    """Writes all files anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path, help="a checkpoint of the undistilled model")
+    parser.add_argument("students", type=Path, nargs="+", help="folders of its students")
+    arguments = parser.parse_args()
+    teacher = load_checkpoint(arguments.teacher)
+    students = [load_checkpoint(latest_checkpoint(folder)) for folder in arguments.students]
+    FOLDER.mkdir(exist_ok=True)
+    for path in FOLDER.glob("*.onnx"):
+        path.unlink()
+    diffusion = teacher.config.diffusion
+    manifest = {
+        "size": teacher.config.data.image_size,
+        "class_names": teacher.class_names,
+        "schedule": {"logsnr_min": diffusion.logsnr_min, "logsnr_max": diffusion.logsnr_max},
+        "noise_seed": seed_of("sample", 0),
+        "guidance": students[0].guidance,
+        "models": [add_model(checkpoint) for checkpoint in (teacher, *students)],
+    }
+    (FOLDER / "models.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

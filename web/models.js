@@ -1,0 +1,72 @@
+// The models: ONNX files of convert.py, run by onnxruntime-web, each loaded when it is first needed.
+
+import { cosineSchedule } from "./sampler.js";
+
+const RUNTIMES = { wasm: "./ort/ort.wasm.min.mjs", webgpu: "./ort/ort.webgpu.min.mjs" };
+const addressOf = (path) => new URL(path, import.meta.url).href;
+
+/** What can compute here: WebAssembly, and WebGPU where there is a GPU; what is best comes first. */
+export async function findBackends() {
+  const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
+  if (!adapter) return ["wasm"];
+  return adapter.info?.isFallbackAdapter ? ["wasm", "webgpu"] : ["webgpu", "wasm"];
+}
+
+/** What there is: models/models.json, with the address of each file made whole. */
+export async function loadManifest() {
+  const response = await fetch(addressOf("./models/models.json"));
+  if (!response.ok) throw new Error(`models/models.json cannot be loaded (${response.status})`);
+  const manifest = await response.json();
+  for (const model of manifest.models) model.url = addressOf(`./models/${model.file}`);
+  return { ...manifest, schedule: cosineSchedule(manifest.schedule) };
+}
+
+const runtimes = new Map();
+const sessions = new Map();
+let running = Promise.resolve(); // what the GPU is at; it does one thing after the other
+
+/** Remembers what a key was made into; forgets it where that failed, so that another attempt may succeed. */
+function once(made, key, make) {
+  if (!made.has(key)) {
+    const promise = make();
+    made.set(key, promise);
+    promise.catch(() => made.delete(key));
+  }
+  return made.get(key);
+}
+
+async function loadRuntime(backend) {
+  const ort = await import(RUNTIMES[backend]);
+  ort.env.wasm.numThreads = 1; // more would need headers that a static host does not send
+  ort.env.wasm.wasmPaths = addressOf("./ort/");
+  return ort;
+}
+
+/** Loads a model, once for each backend. */
+export function load(model, backend) {
+  return once(sessions, `${backend} ${model.url}`, async () => {
+    const ort = await once(runtimes, backend, () => loadRuntime(backend));
+    return { ort, session: await ort.InferenceSession.create(model.url, { executionProviders: [backend] }) };
+  });
+}
+
+/**
+ * The velocity v(z, logsnr) of pictures of one class, by a model; `evaluations` counts how often its network is asked.
+ *
+ * @param count how many pictures z holds, one after the other, each of size x size pixels
+ */
+export async function velocityOf(model, backend, { size, count, digit, guidance }) {
+  const { ort, session } = await load(model, backend);
+  const filled = (type, value) => new ort.Tensor(type === BigInt64Array ? "int64" : "float32", type.from({ length: count }, () => value), [count]);
+  const fixed = { label: filled(BigInt64Array, BigInt(digit)) };
+  if (model.guidance) fixed.guidance = filled(Float32Array, guidance);
+  const counted = { evaluations: 0 };
+  counted.velocity = async (z, logsnr) => {
+    counted.evaluations += 1;
+    const inputs = { ...fixed, z: new ort.Tensor("float32", z, [count, 1, size, size]), logsnr: filled(Float32Array, logsnr) };
+    const output = running.then(() => session.run(inputs));
+    running = output.catch(() => {});
+    return (await output).v.data;
+  };
+  return counted;
+}
