@@ -120,9 +120,10 @@ def learn_conversion(
 ) -> None:
     """The student learns to say v where its teacher says eps, and what it says with guidance, given the scale.
 
-    Algorithm 1 of Meng et al. 2022: at all times, the student's v should be the teacher's.
+    Algorithm 1 of Meng et al. 2022: at all times, the student's v should be the teacher's. The loss is weighted as its
+    teacher's was: where that one did not learn to be exact, as of v near t = 1 where it says eps, it is not imitated.
     """
-    settings = config.distillation
+    settings, weighting = config.distillation, config.training.loss_weighting
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
     torch.manual_seed(config.seed)  # for the layers that take the scale, which its teacher may not have
     student = teacher_checkpoint.model(compute.device, takes_guidance=run.guidance is not None)
@@ -133,7 +134,7 @@ def learn_conversion(
         x, label = data.batch(examples)
         eps = trainer.noise(examples, x)
         student_s, teacher_s = guided(trainer.model, s), guided(teacher, s)
-        loss = conversion_loss(student_s, teacher_s, x, eps, t, settings.loss_weighting, label)
+        loss = conversion_loss(student_s, teacher_s, x, eps, t, weighting, label)
         return relative_to_scale(loss, s)
 
     for _ in TrainingLoop(run, trainer, config, stopwatch, "conversion"):

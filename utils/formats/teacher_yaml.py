@@ -24,15 +24,16 @@ data:
 {model}
 distillation:
   prediction: v                # what the students learn to say, whatever their teacher does: eps is no use in few steps
-  num_conversion_steps: 3000   # of the optimizer, in which the first student learns that
-  conversion_learning_rate: 2e-4
-  num_training_steps_per_iteration: {{default: 500, 8: 1000, 4: 1000, 2: 1000, 1: 2000}}
-  learning_rate: 1e-4
-  batch_size: 64
-  loss_weighting: snr_trunc    # the larger of the errors of x and eps
+  num_conversion_steps: 1200   # of the optimizer, in which the first student learns that, by the teacher's own loss
+  conversion_learning_rate: 1e-3
+  num_training_steps_per_iteration: {{default: 100, 16: 200, 8: 600, 4: 600, 2: 600, 1: 1000}}
+  learning_rate: {{default: 2e-4, 16: 4e-4, 8: 4e-4, 4: 4e-4, 2: 4e-4, 1: 4e-4}}
+  batch_size: 32
+  loss_weighting: v_mse
+  adam_beta2: 0.95
   gradient_clipping: 1.0
   ema_decay: 0.0
-  save_and_sample_every_n: 500
+  save_and_sample_every_n: 200
 
 sampling:
   sampling_steps: 50

@@ -143,6 +143,8 @@ class Run:
         identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
         identity |= {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
         identity["sampling_steps"] = sampling_steps
+        if sampling_steps is None:  # see learn_conversion in distill.py
+            identity["distillation"]["loss_weighting"] = config.training.loss_weighting
         num_steps = settings.num_training_steps(sampling_steps)
         run = cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
         run.guidance = teacher.guidance or settings.guidance
