@@ -74,7 +74,7 @@ async function draw(signal) {
 function drawMore(signal) {
   const { size, schedule } = manifest;
   const options = { ...state, schedule, size, noiseOf, first: state.noise + 1, signal };
-  const models = [["Student", modelOf(state.steps)], ["Teacher", modelOf(null)]];
+  const models = [["Teacher", modelOf(null)], ["Student", modelOf(state.steps)]];
   return drawGrids(byId("grid"), models, byId("backend").value, options, say);
 }
 

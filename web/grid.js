@@ -1,4 +1,4 @@
-// Sixteen more noises, drawn at once by teacher and student, as two grids.
+// Sixteen more noises, drawn at once by teacher and student, as two grids; the last model, the student, draws first.
 
 import { paint } from "./draw.js";
 import { velocityOf } from "./models.js";
@@ -16,9 +16,9 @@ export async function drawGrids(root, models, backend, { schedule, size, noiseOf
   const noises = Array.from({ length: COUNT }, (_, k) => noiseOf(first + k));
   const noise = Float32Array.from(noises.flatMap((one) => [...one]));
   root.replaceChildren();
-  for (const [name, model] of models) {
-    if (!model) continue;
-    const canvases = addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`);
+  const there = models.filter(([, model]) => model);
+  const grids = there.map(([name, model]) => [name, model, addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`)]);
+  for (const [name, model, canvases] of grids.reverse()) {
     say(`${name}: loading …`);
     const { velocity } = await velocityOf(model, backend, { size, count: COUNT, digit, guidance });
     for await (const { step, z } of ddim(velocity, schedule, noise, steps)) {

@@ -38,6 +38,7 @@ function once(made, key, make) {
 async function loadRuntime(backend) {
   const ort = await import(RUNTIMES[backend]);
   ort.env.wasm.numThreads = 1; // more would need headers that a static host does not send
+  ort.env.logLevel = "error"; // and not what it does on which processor
   ort.env.wasm.wasmPaths = addressOf("./ort/");
   return ort;
 }

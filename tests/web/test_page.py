@@ -135,7 +135,7 @@ def test_sixteen_more_and_a_picture_to_keep(visit, tmp_path):
     page.get_by_role("button", name="Sixteen more noises").click()
     wait_for(page, "All have been drawn.")
     grid = page.locator("#grid canvas")
-    assert grid.count() == 32 and grid.first.get_attribute("aria-label") == "Student, noise 18: a 7"
+    assert grid.count() == 32 and grid.last.get_attribute("aria-label") == "Student, noise 33: a 7"
     with page.expect_download() as download:
         page.get_by_role("button", name="Save the pictures").click()
     download.value.save_as(tmp_path / "kept.png")
