@@ -73,8 +73,10 @@ def require_free(path: Path, suffix: str) -> None:
     Raises:
         InputError: something is there, or the name should end otherwise.
     """
-    if path.suffix != suffix:
-        raise InputError(f"{path}: should be the name of a {suffix or 'folder'}{' file' if suffix else ''}")
+    if suffix and path.suffix != suffix:
+        raise InputError(f"{path}: should be the name of a {suffix} file")
+    if path.absolute() == Path.cwd():
+        raise InputError(f"{path}: is the current folder; should be the name of another")
     if path.exists() and not (suffix == "" and path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path}: is already there; another name leaves it alone")
 
@@ -88,15 +90,21 @@ def from_diffusers(arguments: argparse.Namespace) -> None:
     config, weights = read_pipeline(folder, last_class_is_none=arguments.last_class_is_none)
     prepare_folder(output.parent)
     text = teacher_yaml(config, source=folder, checkpoint=output, path=config_path)
-    write_atomically(config_path, lambda file: file.write(text.encode()))
     save_checkpoint(output, weights, config=config, step=0, sampling_steps=None)
+    try:
+        write_atomically(config_path, lambda file: file.write(text.encode()))
+    except InputError:
+        output.unlink()  # or it would be in the way of the same command
+        raise
     print(f"wrote {output}, and {config_path}, whose `data` is to be filled in")
 
 
 def export(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Path:
     """A checkpoint becomes what is asked for; returns where it is."""
     if arguments.to_diffusers:
-        scale = checkpoint.default_guidance if arguments.guidance is None else arguments.guidance
+        scale = arguments.guidance
+        if scale is None:
+            scale = checkpoint.default_guidance if checkpoint.guidance else 1.0
         checkpoint.require_guidance(scale)
         if scale != 1 and not checkpoint.guidance:
             raise InputError(f"--guidance {scale:g}: {arguments.checkpoint} does not take it, so it cannot be built in")

@@ -118,6 +118,14 @@ network:
             "x.yaml: network.layers_per_blok: unknown key, did you mean layers_per_block?",
         ),
         (
+            MINIMAL + "network: {type: unet2d, attention_head_dim: 500}",
+            "x.yaml: network.attention_head_dim: 500 is more than 448 channels",
+        ),
+        (
+            MINIMAL + "network: {type: unet2d, attn_norm_num_groups: 7, block_out_channels: [32, 64, 64, 64]}",
+            "x.yaml: network.attn_norm_num_groups: 7 does not divide 64 channels",
+        ),
+        (
             MINIMAL + "network: {type: unet2d, norm_num_groups: 30}",
             "x.yaml: network.norm_num_groups: 30 does not divide 224 of block_out_channels",
         ),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from models.diffusion import Diffusion, Prediction
@@ -40,7 +40,7 @@ def build_model(
     `dropout` and `prediction` replace the configuration's.
 
     Raises:
-        InputError: its network is one of diffusers, which is not installed.
+        InputError: its network is one of diffusers, which is not installed, or does not build such a network.
     """
     settings = config.network.model_dump(exclude={"type", "num_train_timesteps"})
     settings |= {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
@@ -53,6 +53,8 @@ def build_model(
             network = {"unet": UNet, "unet2d": UNet2D}[config.network.type](**settings, takes_guidance=takes_guidance)
         except ImportError as error:
             raise InputError("network.type: unet2d is a network of diffusers: pip install diffusers") from error
+        except ValueError as error:
+            raise InputError(f"network: {error}") from error
     # Channels last is the layout that convolutions compute in.
     network = network.to(device, memory_format=torch.channels_last)
     prediction = prediction or diffusion.prediction
@@ -84,6 +86,13 @@ class Metadata(Section):
     prediction: Prediction | None = None
     guidance: ScaleRange | None = None
     trained_on: TrainedOn | None = None
+
+    @model_validator(mode="after")
+    def has_classes_to_guide_to(self) -> "Metadata":
+        """Refuses guidance without classes."""
+        if self.guidance and not self.config.network.num_classes:
+            raise ValueError("guidance: there are no classes to guide to (config.network.num_classes)")
+        return self
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,19 @@ class DiffusersUNet(Section):
             raise ValueError(
                 f"data.image_size: {image_size} cannot be divided by {2 ** (levels - 1)}, as {levels} levels need"
             )
+        attention = [c for block, c in zip(self.down_block_types, channels, strict=True) if block.startswith("Attn")]
+        attention += [
+            c for block, c in zip(self.up_block_types, channels[::-1], strict=True) if block.startswith("Attn")
+        ]
+        attention += [channels[-1]] if self.mid_block_type and self.add_attention else []
+        if self.attention_head_dim and self.attention_head_dim > min(attention, default=self.attention_head_dim):
+            raise ValueError(
+                f"network.attention_head_dim: {self.attention_head_dim} is more than {min(attention)} channels"
+            )
+        if self.attn_norm_num_groups and channels[-1] % self.attn_norm_num_groups:
+            raise ValueError(
+                f"network.attn_norm_num_groups: {self.attn_norm_num_groups} does not divide {channels[-1]} channels"
+            )
         wrong = next((c for c in channels if c % self.norm_num_groups), None)
         if wrong:
             raise ValueError(

@@ -109,6 +109,8 @@ class DiffusionSettings(Section):
             raise ValueError("diffusion.betas: goes with schedule: discrete, and the other way round")
         if self.betas and len(self.betas.trained_betas or ()) not in (0, self.betas.num_train_timesteps):
             raise ValueError("diffusion.betas.trained_betas: should be num_train_timesteps numbers")
+        if self.betas and not (self.noise_schedule().table.diff() < 0).all():
+            raise ValueError("diffusion.betas: each timestep should add noise, and only the last may leave no signal")
         if self.betas and self.prediction == "eps" and self.noise_schedule().betas[-1] == 1:
             raise ValueError(
                 "diffusion.prediction: eps says nothing of the image at a last timestep that has no signal "

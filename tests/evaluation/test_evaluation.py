@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import torch
@@ -155,6 +156,26 @@ def test_guidance_is_a_row_of_its_own_with_its_own_evaluations(tmp_path):
     assert seen[3, 16]["distance"] is None
     assert seen[1, 2]["fid"] != seen[3, 2]["fid"]
     assert str(Candidate("teacher", path, "ddim", 1, 1.5)) == "teacher, ddim, 1 step, guidance 1.5"
+
+
+def test_a_row_of_another_scale_is_another_row_whichever_came_first(tmp_path):
+    evaluated = evaluation(tmp_path, num_samples=12)
+    three, one = (Candidate("teacher", evaluated.teacher.path, "ddim", 2, s, n) for s, n in ((3.0, 2), (1.0, 1)))
+    assert evaluated.evaluate(three)["fid"] != evaluated.evaluate(one)["fid"]
+    assert [evaluated.evaluate(row)["guidance"] for row in (three, one)] == [3.0, 1.0]
+
+
+def test_rows_of_the_time_before_guidance_are_found(tmp_path):
+    before = evaluation(tmp_path, num_samples=12)
+    row = Candidate("teacher", before.teacher.path, "ddim", 2)
+    before.evaluate(row)
+    path = before.results.path
+    content = json.loads(path.read_text())
+    for entry in content["evaluations"]:
+        del entry["guidance"]
+    path.write_text(json.dumps(content))
+    after = evaluation(tmp_path, num_samples=12)
+    assert after.results.find(after.key(row)) is not None
 
 
 def test_the_distance_is_from_the_teacher_at_the_scale_that_is_compared(tmp_path):

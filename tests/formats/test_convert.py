@@ -7,9 +7,11 @@ import torch
 from conftest import call
 from pipelines import save_pipeline
 
+import convert
 from utils.checkpoint_files import load_checkpoint, save_checkpoint
 from utils.checkpoints import build_model
 from utils.config import load_config
+from utils.errors import InputError
 from utils.schema import Config
 
 DATA = {"name": "MNIST", "image_size": 16, "num_channels": 1}
@@ -47,6 +49,7 @@ TEACHER = "teacher/diffusion-0.pt"
         (["--checkpoint", TEACHER, "--to_onnx", "x.pt"], "x.pt: should be the name of a .onnx file"),
         (["--checkpoint", TEACHER, "--to_safetensors", "x.pt"], "x.pt: should be the name of a .safetensors file"),
         (["--checkpoint", TEACHER, "--to_diffusers", "full"], "full: is already there"),
+        (["--checkpoint", TEACHER, "--to_diffusers", "."], ".: is the current folder"),
         (
             ["--checkpoint", TEACHER, "--to_diffusers", "x", "--guidance", 2],
             "guidance 2: teacher/diffusion-0.pt",
@@ -66,6 +69,40 @@ def test_one_line_and_nothing_written(folder, monkeypatch, capsys, arguments, sa
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and said in error and len(error) < 500, error
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_yaml_that_cannot_be_written_leaves_nothing_in_the_way(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    original = convert.write_atomically
+
+    def full(path, write):
+        raise InputError(f"{path}: cannot be written: No space left on device")
+
+    command = ["convert.py", "--from_diffusers", "pipeline", "--output", "second/diffusion-0.pt"]
+    monkeypatch.setattr(convert, "write_atomically", full)
+    assert call(*command) == 2 and "No space left" in capsys.readouterr().err
+    monkeypatch.setattr(convert, "write_atomically", original)
+    assert call(*command) == 0
+
+
+def test_a_model_that_takes_no_scale_is_exported_whatever_it_is_sampled_with(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    teacher = load_checkpoint(TEACHER)
+    changes = {"sampling": teacher.config.sampling.model_copy(update={"guidance": 2.0})}
+    changes["training"] = teacher.config.training.model_copy(update={"class_dropout": 0.1})
+    config = teacher.config.model_copy(update=changes)
+    save_checkpoint(folder / "guided.pt", teacher.weights, config=config, step=1, sampling_steps=None)
+    assert load_checkpoint("guided.pt").default_guidance == 2
+    assert call("convert.py", "--checkpoint", "guided.pt", "--to_diffusers", "guided") == 0
+
+
+def test_guidance_without_classes_is_no_checkpoint(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    ours = load_checkpoint("ours.pt")
+    options = {"config": ours.config, "step": 1, "sampling_steps": 8, "guidance": [1.0, 4.0]}
+    save_checkpoint(folder / "wrong.pt", ours.weights, **options)
+    assert call("sample.py", "--checkpoint", "wrong.pt") == 2
+    assert "there are no classes to guide to" in capsys.readouterr().err
 
 
 def test_data_of_another_size_than_the_teachers_are_named(folder, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """Against diffusers itself: its networks, schedules and sampler, and folders that it wrote or is to read."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ import torch
 from conftest import ROOT, call
 from diffusers import DDPMScheduler
 from pipelines import draw, save_pipeline, stock
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from models.diffusion import NO_CLASS
 from models.guidance import Guided
 from models.noise_schedule import betas_at
 from models.samplers import ddim
-from utils.checkpoint_files import load_checkpoint
-from utils.schema import Betas
+from utils.checkpoint_files import load_checkpoint, save_checkpoint
+from utils.schema import Betas, DiffusionSettings
 
 CPU = torch.device("cpu")
 SCHEDULES = {
@@ -59,6 +61,52 @@ def test_a_converted_teacher_draws_what_the_stock_pipeline_draws(tmp_path, monke
             ours = ddim(model, z, steps, clip=False)
         theirs = draw(*stock(tmp_path / "pipeline"), z, steps)
         torch.testing.assert_close(ours / theirs.abs().max(), theirs / theirs.abs().max(), rtol=0, atol=1e-3)
+
+
+def test_weights_by_their_names_in_earlier_versions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline")
+    path = tmp_path / "pipeline/unet/diffusion_pytorch_model.safetensors"
+    now = load_checkpoint(convert(tmp_path / "pipeline")).weights
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    before = {}
+    for name, weight in load_file(path).items():
+        for new, old in names.items():
+            name = name.replace(new, old)
+        before[name] = weight
+    assert any(".proj_attn." in name for name in before)
+    save_file(before, path)
+    shutil.rmtree("teacher")
+    converted = load_checkpoint(convert(tmp_path / "pipeline")).weights
+    assert converted.keys() == now.keys() and all(torch.equal(converted[name], now[name]) for name in now)
+
+
+def test_of_too_many_betas_the_first_are_taken_as_diffusers_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    betas = [0.001 * (k + 1) for k in range(40)]
+    save_pipeline(tmp_path / "pipeline", prediction_type="v_prediction", trained_betas=betas, num_train_timesteps=20)
+    assert load_checkpoint(convert(tmp_path / "pipeline")).config.diffusion.betas.trained_betas == betas[:20]
+
+
+@pytest.mark.parametrize("betas", [[0.0, 0.0, 0.1, 0.2], [0.1, 1.0, 0.1, 0.2], [0.0, 0.0, 0.0, 0.0]])
+def test_timesteps_that_add_no_noise_are_refused(betas):
+    settings = {"prediction": "v", "schedule": "discrete", "betas": {"trained_betas": betas, "num_train_timesteps": 4}}
+    with pytest.raises(ValidationError, match="each timestep should add noise"):
+        DiffusionSettings.model_validate(settings)
+
+
+def test_a_schedule_that_float32_loses_is_not_exported(tmp_path, monkeypatch, capsys):
+    """Of 8 steps of a linear logsnr, the last begins with so little noise that diffusers would divide 0 by 0."""
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline", prediction_type="v_prediction")
+    teacher = load_checkpoint(convert(tmp_path / "pipeline"))
+    diffusion = DiffusionSettings(schedule="linear")
+    for steps, code in ((8, 2), (2, 0)):
+        config = teacher.config.model_copy(update={"diffusion": diffusion})
+        save_checkpoint(Path(f"{steps}.pt"), teacher.weights, config=config, step=1, sampling_steps=steps)
+        assert call("convert.py", "--checkpoint", f"{steps}.pt", "--to_diffusers", f"student-v{steps}.0") == code
+    assert "needs more precision than diffusers" in capsys.readouterr().err
+    assert not Path("student-v8.0").exists() and Path("student-v2.0/README.md").exists()
 
 
 def test_classes_and_a_class_that_is_none(tmp_path, monkeypatch):

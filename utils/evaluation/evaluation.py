@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ class Evaluation:
             "sampling_steps": candidate.sampling_steps,
             "num_samples": self.num_samples,
             "seed": self.seed,
+            "guidance": candidate.guidance,
             "features": self.extractor.name,
             "reference": self._reference_hash,
         }
@@ -96,8 +97,6 @@ class Evaluation:
         if candidate.path:
             key |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
             key["checkpoint_sha256"] = self._sha256_of(candidate.path)
-        if candidate.guidance != 1:
-            key["guidance"] = candidate.guidance
         if self._is_compared(candidate):
             key["teacher_sha256"] = self.teacher.sha256
         if candidate.sampler == "ancestral":
@@ -133,6 +132,7 @@ class Evaluation:
         """
         key = {
             "name": "fewest steps",
+            "guidance": self.compared_guidance,
             "teacher_sha256": self.teacher.sha256,
             "clip": self.config.sampling.clip,
             "precision": self.compute.precision,
@@ -142,12 +142,15 @@ class Evaluation:
         }
         entry = self.results.find(key)
         if entry is None:
-            steps, distances = self.teacher.default_sampling_steps, {}
+            candidate, distances = self._reference_candidate(self.compared_guidance), {}
+            steps = candidate.sampling_steps
             while steps > 1:
-                candidate = Candidate("teacher", self.teacher.path, "ddim", steps // 2)
+                candidate = replace(candidate, sampling_steps=steps // 2)
                 self.bar.set_description(f"{candidate}, is it as good as {self.teacher.default_sampling_steps}?")
                 pictures = self._first_pictures(candidate)
-                distances[steps // 2] = float((pictures - self._reference(1.0)).square().mean().sqrt())
+                distances[steps // 2] = float(
+                    (pictures - self._reference(self.compared_guidance)).square().mean().sqrt()
+                )
                 if distances[steps // 2] >= SAME_PICTURE:
                     break
                 steps //= 2

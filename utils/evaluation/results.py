@@ -48,4 +48,6 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: damaged, or not results of evaluate.py; delete or rename it") from error
     if version != FORMAT_VERSION or not whole:
         raise InputError(f"{path}: not results of this version of evaluate.py; delete or rename it")
+    for entry in entries:  # of the time before there was guidance
+        entry.setdefault("guidance", 1.0)
     return entries

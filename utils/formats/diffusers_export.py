@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from models.noise_schedule import betas_at
 from utils.checkpoints import Checkpoint
 from utils.errors import InputError
 from utils.formats.diffusers_folder import PREDICTIONS
+
+MOST_LOST = 1e-3  # of the angle of the noise
 
 CARD = """---
 library_name: diffusers
@@ -80,6 +83,7 @@ def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
         InputError: see `require_exportable`; or there is something at the folder's place.
     """
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    from safetensors import SafetensorError
 
     steps, model = require_exportable(checkpoint), checkpoint.model(torch.device("cpu"))
     network, config = model.network, checkpoint.config
@@ -99,16 +103,31 @@ def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
         clip_sample=False,
         set_alpha_to_one=True,
     )
+    _require_precise(checkpoint.path, scheduler, model, steps)
+    folder = folder.absolute()
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         DDIMPipeline(unet, scheduler).save_pretrained(temporary)
         (temporary / "README.md").write_text(_card(checkpoint, steps, scale, folder.name))
         os.replace(temporary, folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _require_precise(path: Path, scheduler: Any, model: Diffusion, steps: int) -> None:
+    """Refuses a schedule that is lost in float32, in which diffusers multiplies betas: it would draw something else."""
+    scheduler.set_timesteps(steps)
+    alpha_squared = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    t = (scheduler.timesteps.double() + 1) / len(scheduler.alphas_cumprod)
+    lost = (alpha_squared.sqrt().acos() - model.schedule.angle(t)).abs() > MOST_LOST
+    if (lost | (alpha_squared == 1)).any():
+        raise InputError(
+            f"--to_diffusers: the noise schedule of {path} needs more precision than diffusers computes it with: there "
+            "is next to no noise where some of its steps begin; --to_onnx takes it"
+        )
 
 
 def _class_vectors(checkpoint: Checkpoint, model: Diffusion, scale: float) -> Tensor:

@@ -23,6 +23,7 @@ from utils.schema import Betas, Config
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 LOSS_WEIGHTINGS = {"eps": "snr", "x": "constant", "v": "v_mse"}  # the error of what is predicted
+EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # What concerns the sampler of diffusers, and not the model: see `sampling` in a configuration.
 OF_THE_SAMPLER = {
     "clip_sample",
@@ -94,6 +95,7 @@ def _read_scheduler(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise InputError(f"{path}: {': '.join(explain(error, Betas))}") from error
     if betas["trained_betas"] is not None:
+        betas["trained_betas"] = betas["trained_betas"][: betas["num_train_timesteps"]]
         betas["num_train_timesteps"] = len(betas["trained_betas"])
     return {"prediction": PREDICTIONS[prediction], "schedule": "discrete", "betas": betas}
 
@@ -130,7 +132,7 @@ def _read_weights(folder: Path, config: Config, last_class_is_none: bool) -> dic
             f"{path}: missing; {found}what is pickled is not read, and `save_pretrained` writes this file by default"
         )
     weights, _ = read_safetensors(path)
-    weights = {f"unet.{name}": weight for name, weight in weights.items()}
+    weights = {f"unet.{_renamed(name)}": weight for name, weight in weights.items()}
     classes = weights.pop("unet.class_embedding.weight", None)
     if classes is not None:
         weights["embed_label.weight"] = classes
@@ -141,6 +143,12 @@ def _read_weights(folder: Path, config: Config, last_class_is_none: bool) -> dic
     except ValueError as error:
         raise InputError(f"{path}: does not fit unet/config.json: {error}") from error
     return weights
+
+
+def _renamed(name: str) -> str:
+    """The name of a weight today; diffusers renames those of earlier attention, too."""
+    parts = name.split(".")
+    return ".".join(EARLIER_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
 
 
 def _make_none_zero(weights: dict[str, Tensor]) -> None:

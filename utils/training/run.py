@@ -148,7 +148,7 @@ class Run:
         num_steps = settings.num_training_steps(sampling_steps)
         run = cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
         run.guidance = teacher.guidance or settings.guidance
-        run.prediction = teacher.prediction or settings.prediction
+        run.prediction = settings.prediction or teacher.prediction
         return run
 
     @classmethod
