@@ -5,11 +5,10 @@ import { cosineSchedule } from "./sampler.js";
 const RUNTIMES = { wasm: "./ort/ort.wasm.min.mjs", webgpu: "./ort/ort.webgpu.min.mjs" };
 const addressOf = (path) => new URL(path, import.meta.url).href;
 
-/** What can compute here: WebAssembly, and WebGPU where there is a GPU; what is best comes first. */
+/** What can compute here: WebAssembly, which is loaded sooner, and WebGPU where the browser has it. */
 export async function findBackends() {
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
-  if (!adapter) return ["wasm"];
-  return adapter.info?.isFallbackAdapter ? ["wasm", "webgpu"] : ["webgpu", "wasm"];
+  return adapter ? ["wasm", "webgpu"] : ["wasm"];
 }
 
 /** What there is: models/models.json, with the address of each file made whole. */
