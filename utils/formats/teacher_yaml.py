@@ -33,7 +33,7 @@ distillation:
   adam_beta2: 0.95
   gradient_clipping: 1.0
   ema_decay: 0.0
-  save_and_sample_every_n: 200
+  save_and_sample_every_n: 600
 
 sampling:
   sampling_steps: 50
