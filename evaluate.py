@@ -188,7 +188,7 @@ def main() -> None:
     if len(test.images) < 2:
         raise InputError("data.test_root: one picture is no set to compare with; there should be at least two")
     if (fewest := min(arguments.num_samples, len(test.images))) < FEW_PICTURES:
-        print(f"note: {fewest} pictures or test images are few for FID, which says little below some thousands")
+        print(f"note: {fewest} pictures or test images are few; below some thousands, the numbers say little")
 
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:

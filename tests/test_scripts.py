@@ -94,7 +94,8 @@ def test_the_lesson_killed_and_continued_is_the_lesson_undisturbed(small_steps, 
     assert compared.returncode == 0, compared.stderr
     for report in ("teacher, 8 steps: 9 pictures in ", "distilled to 2, 2 steps: 9 pictures in ", "wrote c.png"):
         assert report in compared.stdout
-    assert Image.open(tmp_path / "c.png").size[0] == 3 * 2 * (3 * 18 + 2)
+    width = Image.open(tmp_path / "c.png").size[0]
+    assert width % 3 == 0 and width > 3 * 2 * (3 * 18 + 2)  # panels as wide as the longest label
 
 
 class Cut(BaseException):
