@@ -20,7 +20,7 @@ export async function drawGrids(root, models, backend, { schedule, size, noiseOf
   const grids = there.map(([name, model]) => [name, model, addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`)]);
   for (const [name, model, canvases] of grids.reverse()) {
     say(`${name}: loading …`);
-    const { velocity } = await velocityOf(model, backend, { size, count: COUNT, digit, guidance });
+    const { velocity } = await velocityOf(model, backend, { count: COUNT, digit, guidance });
     for await (const { step, z } of ddim(velocity, schedule, noise, steps)) {
       if (signal.aborted) return;
       say(`${name}: step ${step} of ${steps} …`);

@@ -10,18 +10,21 @@ with weights that are cast when it is loaded; those of a model that would then d
 import argparse
 import json
 import tempfile
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
+from models.diffusion import Diffusion
 from utils.checkpoint_files import load_checkpoint
 from utils.checkpoints import Checkpoint
 from utils.formats.onnx_file import write_onnx
 from utils.process.randomness import seed_of
+from utils.sampling import draw_samples
 from utils.training.students import latest_checkpoint
 
 FOLDER = Path(__file__).parent / "models"
@@ -46,21 +49,17 @@ def with_half_weights(content: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def draw(content: bytes, checkpoint: Checkpoint) -> np.ndarray:
-    """Ten pictures, one of each class, in [-1, 1]."""
+def draw(content: bytes, checkpoint: Checkpoint) -> Tensor:
+    """The first ten pictures of sample.py, one of each class, [10, 1, H, W] in [-1, 1], by the network in the file."""
     session = onnxruntime.InferenceSession(content)
-    size = checkpoint.config.data.image_size
-    z = np.random.default_rng(0).standard_normal((10, 1, size, size)).astype("float32")
-    steps = checkpoint.sampling_steps or TEACHERS_STEPS
-    schedule = checkpoint.config.diffusion.noise_schedule()
-    t = np.arange(steps, 0, -1) / steps
-    phi = [*(schedule.angle(t)), 0.0]
-    fixed = {"label": np.arange(10)} | ({"guidance": np.ones(10, "float32")} if checkpoint.guidance else {})
-    for begin, end in pairwise(phi):
-        logsnr = np.full(10, -2 * np.log(np.tan(begin)), "float32")
-        v = session.run(["v"], {"z": z, "logsnr": logsnr, **fixed})[0]
-        z = (np.cos(begin - end) * z - np.sin(begin - end) * v).astype("float32")
-    return z.clip(-1, 1)
+
+    def network(*inputs: Tensor) -> Tensor:
+        named = zip(session.get_inputs(), inputs, strict=True)
+        return torch.from_numpy(session.run(["v"], {one.name: value.numpy() for one, value in named})[0])
+
+    config, steps = checkpoint.config, checkpoint.sampling_steps or TEACHERS_STEPS
+    model = Diffusion(network, config.diffusion.noise_schedule(), "v", takes_guidance=checkpoint.guidance is not None)
+    return draw_samples(model, config, 10, sampling_steps=steps, seed=0, device=torch.device("cpu"))
 
 
 def add_model(checkpoint: Checkpoint) -> dict:
@@ -71,7 +70,7 @@ def add_model(checkpoint: Checkpoint) -> dict:
         write_onnx(checkpoint, Path(folder, "model.onnx"))
         content = Path(folder, "model.onnx").read_bytes()
     half = with_half_weights(content)
-    difference = float(np.abs(draw(half, checkpoint) - draw(content, checkpoint)).max())
+    difference = float((draw(half, checkpoint) - draw(content, checkpoint)).abs().max())
     is_same = difference <= SAME
     path.write_bytes(half if is_same else content)
     kind = "half" if is_same else "single"

@@ -16,7 +16,7 @@ export async function loadManifest() {
   const response = await fetch(addressOf("./models/models.json"));
   if (!response.ok) throw new Error(`models/models.json cannot be loaded (${response.status})`);
   const manifest = await response.json();
-  for (const model of manifest.models) model.url = addressOf(`./models/${model.file}`);
+  for (const model of manifest.models) Object.assign(model, { url: addressOf(`./models/${model.file}`), size: manifest.size });
   return { ...manifest, schedule: cosineSchedule(manifest.schedule) };
 }
 
@@ -42,28 +42,31 @@ async function loadRuntime(backend) {
   return ort;
 }
 
-/** Loads a model, once for each backend. */
+/** Loads a model, once for each backend, and asks it once: the first time, it is still being set up. */
 export function load(model, backend) {
   return once(sessions, `${backend} ${model.url}`, async () => {
     const ort = await once(runtimes, backend, () => loadRuntime(backend));
-    return { ort, session: await ort.InferenceSession.create(model.url, { executionProviders: [backend] }) };
+    const loaded = { ort, session: await ort.InferenceSession.create(model.url, { executionProviders: [backend] }) };
+    await counting(loaded, model, { count: 1, digit: 0, guidance: 1 }).velocity(new Float32Array(model.size ** 2), 0);
+    return loaded;
   });
 }
 
 /**
  * The velocity v(z, logsnr) of pictures of one class, by a model; `evaluations` counts how often its network is asked.
  *
- * @param count how many pictures z holds, one after the other, each of size x size pixels
+ * @param count how many pictures z holds, one after the other
  */
-export async function velocityOf(model, backend, { size, count, digit, guidance }) {
-  const { ort, session } = await load(model, backend);
+export const velocityOf = async (model, backend, options) => counting(await load(model, backend), model, options);
+
+function counting({ ort, session }, model, { count, digit, guidance }) {
   const filled = (type, value) => new ort.Tensor(type === BigInt64Array ? "int64" : "float32", type.from({ length: count }, () => value), [count]);
   const fixed = { label: filled(BigInt64Array, BigInt(digit)) };
   if (model.guidance) fixed.guidance = filled(Float32Array, guidance);
   const counted = { evaluations: 0 };
   counted.velocity = async (z, logsnr) => {
     counted.evaluations += 1;
-    const inputs = { ...fixed, z: new ort.Tensor("float32", z, [count, 1, size, size]), logsnr: filled(Float32Array, logsnr) };
+    const inputs = { ...fixed, z: new ort.Tensor("float32", z, [count, 1, model.size, model.size]), logsnr: filled(Float32Array, logsnr) };
     const output = running.then(() => session.run(inputs));
     running = output.catch(() => {});
     return (await output).v.data;

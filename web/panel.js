@@ -44,9 +44,7 @@ export class Panel {
    * @returns the picture, Float32Array in [-1, 1]; or null where it was aborted
    */
   async draw(model, backend, { schedule, size, noise, steps, digit, guidance, signal }) {
-    const counted = await velocityOf(model, backend, { size, count: 1, digit, guidance });
-    await counted.velocity(noise, 0); // once before the clock runs: the first time, it is still being set up
-    counted.evaluations = 0;
+    const counted = await velocityOf(model, backend, { count: 1, digit, guidance });
     const pixels = PIXELS.map((share) => Math.round(share * size) * (size + 1));
     const paths = pixels.map((k) => [{ t: 1, value: noise[k] }]);
     let [milliseconds, shown, begun, picture] = [0, 0, performance.now(), null];
