@@ -78,7 +78,7 @@ class Evaluation:
     compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
     compared_guidance: float = 1.0
-    references: dict[float, Tensor] = field(default_factory=dict)
+    reference: Tensor | None = None
 
     def key(self, candidate: Candidate) -> dict[str, Any]:
         """Everything that a candidate's scores depend on: what its results are found by in the file."""
@@ -120,8 +120,8 @@ class Evaluation:
         missing = [c for c in candidates if c.path and not self.results.find(self.key(c))]
         batches, compared = (batches_of(count, self.batch_size) for count in (self.num_samples, NUM_COMPARED))
         count = sum(c.sampling_steps * c.evaluations_per_step for c in missing) * tasks_per_rank(batches)
-        if self.compared_guidance not in self.references and any(map(self._is_compared, missing)):
-            reference = self._reference_candidate(self.compared_guidance)
+        if self.reference is None and any(map(self._is_compared, missing)):
+            reference = self._reference_candidate()
             count += reference.sampling_steps * reference.evaluations_per_step * tasks_per_rank(compared)
         return count
 
@@ -142,15 +142,13 @@ class Evaluation:
         }
         entry = self.results.find(key)
         if entry is None:
-            candidate, distances = self._reference_candidate(self.compared_guidance), {}
-            steps = candidate.sampling_steps
+            reference, distances = self._reference_candidate(), {}
+            steps = reference.sampling_steps
             while steps > 1:
-                candidate = replace(candidate, sampling_steps=steps // 2)
-                self.bar.set_description(f"{candidate}, is it as good as {self.teacher.default_sampling_steps}?")
+                candidate = replace(reference, sampling_steps=steps // 2)
+                self.bar.set_description(f"{candidate}, is it as good as {reference.sampling_steps}?")
                 pictures = self._first_pictures(candidate)
-                distances[steps // 2] = float(
-                    (pictures - self._reference(self.compared_guidance)).square().mean().sqrt()
-                )
+                distances[steps // 2] = float((pictures - self._reference()).square().mean().sqrt())
                 if distances[steps // 2] >= SAME_PICTURE:
                     break
                 steps //= 2
@@ -175,16 +173,17 @@ class Evaluation:
     def _is_compared(self, candidate: Candidate) -> bool:
         return candidate.sampler == "ddim" and candidate.guidance == self.compared_guidance
 
-    def _reference_candidate(self, guidance: float) -> Candidate:
+    def _reference_candidate(self) -> Candidate:
+        guidance = self.compared_guidance
         steps, evaluations = self.teacher.default_sampling_steps, self.teacher.evaluations_per_step(guidance)
         return Candidate("teacher", self.teacher.path, "ddim", steps, guidance, evaluations)
 
-    def _reference(self, guidance: float) -> Tensor:
-        if guidance not in self.references:
-            candidate = self._reference_candidate(guidance)
+    def _reference(self) -> Tensor:
+        if self.reference is None:
+            candidate = self._reference_candidate()
             self.bar.set_description(f"{candidate}, to compare with")
-            self.references[guidance] = self._first_pictures(candidate)
-        return self.references[guidance]
+            self.reference = self._first_pictures(candidate)
+        return self.reference
 
     def _sampler(self, candidate: Candidate) -> Callable[..., Tensor]:
         """A function that draws the pictures of given indices, [B, C, H, W] in [-1, 1]."""
@@ -231,7 +230,7 @@ class Evaluation:
         return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])
 
     def _features_of_samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
-        reference = self._reference(candidate.guidance) if self._is_compared(candidate) else None
+        reference = self._reference() if self._is_compared(candidate) else None
         draw, seconds, squared, evaluations = self._sampler(candidate), 0.0, 0.0, 0
         if self.compute.compiles:  # before the clock runs
             draw(range(self.batch_size), sampling_steps=1, tick=int)
