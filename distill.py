@@ -123,7 +123,7 @@ def learn_conversion(
     Algorithm 1 of Meng et al. 2022: at all times, the student's v should be the teacher's. The loss is weighted as its
     teacher's was: where that one did not learn to be exact, as of v near t = 1 where it says eps, it is not imitated.
     """
-    settings, weighting = config.distillation, config.training.loss_weighting
+    settings, weighting = config.distillation, config.weighting_of_student(run.sampling_steps)
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
     torch.manual_seed(config.seed)  # for the layers that take the scale, which its teacher may not have
     student = teacher_checkpoint.model(compute.device, takes_guidance=run.guidance is not None)
@@ -147,6 +147,7 @@ def distill(
 ) -> None:
     """One iteration of Algorithm 2: the student of `run`, of N steps, learns from a teacher of 2N steps."""
     settings, n = config.distillation, run.sampling_steps
+    weighting = config.weighting_of_student(n)
     teacher = compute.for_inference(teacher_checkpoint.model(compute.device), settings.batch_size)
     student = teacher_checkpoint.model(compute.device)  # the student begins as its teacher; neither has dropout
     trainer = students_trainer(student, run, config, compute)
@@ -155,7 +156,7 @@ def distill(
         x, label = data.batch(examples, shuffle=n)
         eps = trainer.noise(examples, x)
         student_s, teacher_s = guided(trainer.model, s), guided(teacher, s)
-        loss = distillation_loss(student_s, teacher_s, x, eps, i, n, settings.loss_weighting, label)
+        loss = distillation_loss(student_s, teacher_s, x, eps, i, n, weighting, label)
         return relative_to_scale(loss, s)
 
     for _ in TrainingLoop(run, trainer, config, stopwatch, f"{2 * n} -> {n}"):

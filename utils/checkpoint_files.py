@@ -60,8 +60,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         InputError: the file is missing, truncated, no checkpoint, of another format version, or its contents are off.
     """
     path = Path(path)
-    if others := [other.name for other in find_files(path.parent, "diffusion-*.pt") if not exists(path)]:
-        raise InputError(f"{path}: cannot be read: No such file; there are {first_of(others)}")
+    if not exists(path) and (others := find_files(path.parent, "diffusion-*.pt")):
+        raise InputError(
+            f"{path}: cannot be read: No such file; there are {first_of([other.name for other in others])}"
+        )
     try:
         metadata, weights = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch_file(path)
     except ValidationError as error:

@@ -242,6 +242,13 @@ class Config(Section):
         self._require_classes_for_guidance()
         return self
 
+    def weighting_of_student(self, sampling_steps: int | None) -> LossWeighting:
+        """How the loss of the student of so many sampling steps is weighted; with None, that of the conversion.
+
+        It learns what its teacher has learned, so its loss is weighted as its teacher's was.
+        """
+        return self.training.loss_weighting if sampling_steps is None else self.distillation.loss_weighting
+
     def _require_classes_for_guidance(self) -> None:
         scale, scales = self.sampling.guidance, self.distillation.guidance
         if scales and not scales[0] <= scale <= scales[1]:

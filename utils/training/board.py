@@ -16,9 +16,10 @@ from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
 from utils.errors import InputError
-from utils.files import delete_files, find_files
+from utils.files import delete_files
 from utils.schema import Optimization
 from utils.training.log import EVENTS, read_log
+from utils.training.run import checkpoints_of
 
 SCALARS = ("loss", "gradient_norm", "learning_rate", "steps_per_second")
 
@@ -42,7 +43,7 @@ class Board:
         if not wanted:
             return
         delete_files(folder, EVENTS)
-        lines, checkpoints = read_log(folder), find_files(folder, "diffusion-*.pt")
+        lines, checkpoints = read_log(folder), checkpoints_of(folder)
         if not writes:
             return
         from torch.utils.tensorboard import SummaryWriter  # optional; and it takes seconds to import
@@ -50,11 +51,10 @@ class Board:
         self._writer = SummaryWriter(str(folder))
         for line in lines:
             self.add_line(line)
-        for path in checkpoints:  # a picture without its checkpoint will be drawn again
-            step = path.stem.removeprefix("diffusion-")
+        for step in checkpoints:  # a picture without its checkpoint will be drawn again
             picture = folder / f"sample-{step}.png"
-            if step.isdigit() and picture.exists():
-                self.add_picture(int(step), to_tensor(Image.open(picture)))
+            if picture.exists():
+                self.add_picture(step, to_tensor(Image.open(picture)))
 
     def add_line(self, line: dict[str, Any]) -> None:
         """Adds the numbers of a line of metrics.jsonl; a loss that was not finite is left out."""

@@ -6,6 +6,7 @@ there is a checkpoint, all that belongs to its step is there; where there is a s
 """
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -143,8 +144,7 @@ class Run:
         identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
         identity |= {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
         identity["sampling_steps"] = sampling_steps
-        if sampling_steps is None:  # see learn_conversion in distill.py
-            identity["distillation"]["loss_weighting"] = config.training.loss_weighting
+        identity["distillation"]["loss_weighting"] = config.weighting_of_student(sampling_steps)
         num_steps = settings.num_training_steps(sampling_steps)
         run = cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
         run.guidance = teacher.guidance or settings.guidance
@@ -246,6 +246,12 @@ class Run:
     def finished(self) -> bool:
         """Whether the last step has been taken, and all that belongs to it has been written."""
         return self.state is not None and self.state["step"] == self.num_steps and self.has_checkpoint(self.num_steps)
+
+
+def checkpoints_of(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a run's folder by their steps, the earliest first."""
+    matches = [(path, re.fullmatch(r"diffusion-(\d+)\.pt", path.name)) for path in find_files(folder, "diffusion-*.pt")]
+    return dict(sorted((int(match[1]), path) for path, match in matches if match))
 
 
 def damaged(path: Path, problem: str) -> InputError:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.files import exists, find_files, remove_if_empty
-from utils.training.run import BESIDE, KEEP, delete_run
+from utils.training.run import BESIDE, KEEP, checkpoints_of, delete_run
 
 CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
 
@@ -49,6 +49,5 @@ def delete_students(folder: Path) -> None:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the latest step in a run's folder, None if there is none."""
-    matches = [(path, re.fullmatch(r"diffusion-(\d+)\.pt", path.name)) for path in find_files(folder, "diffusion-*.pt")]
-    steps = {int(match[1]): path for path, match in matches if match}
-    return steps[max(steps)] if steps else None
+    checkpoints = checkpoints_of(folder)
+    return checkpoints[max(checkpoints)] if checkpoints else None
