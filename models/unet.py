@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from models.blocks import (
     Attention,
-    GroupNorm,
     ResidualBlock,
     embed_guidance,
     embed_label,
     guidance_layers,
-    modulate,
     sinusoids,
     zero_init,
 )
 from models.noise_schedule import angle_of
+from models.norm import GroupNorm
 
 
 class Stage(nn.Module):
@@ -181,7 +180,7 @@ class UNet(nn.Module):
         index = self.first_example + torch.arange(z.shape[0], dtype=torch.int32, device=z.device)
         with torch.autocast(z.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
             h = self.trunk(z, embedding, index)
-        h = self.conv_out(F.silu(modulate(self.norm_out(h.float()), self.scale_shift(embedding))))
+        h = self.conv_out(F.silu(self.norm_out(h.float(), self.scale_shift(embedding))))
         output = rearrange(h, "b (c p q) y x -> b c (y p) (x q)", p=self.patch_size, q=self.patch_size)
         return output + self.skip(embedding)[:, :, None, None] * z
 

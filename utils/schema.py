@@ -125,6 +125,7 @@ class Optimization(Section):
     batch_size: Count = 128
     accumulation_steps: Count = 1
     loss_weighting: LossWeighting = "v_mse"
+    optimizer: Literal["adam", "muon"] = "adam"
     adam_beta2: Decay = 0.999
     weight_decay: Decay = 0.0
     gradient_clipping: PositiveFloat = 1.0

@@ -67,7 +67,7 @@ def test_a_trainer_that_is_done_leaves_the_memory_at_once(tmp_path):
 def test_where_the_optimizer_does_not_look_a_step_that_is_not_finite_is_not_taken(monkeypatch):
     """Apple's fused Adam does not; the device is not at hand, so the name of this one is changed."""
     trainer = make_trainer()
-    trainer.adam.step = lambda: pytest.fail("taken")
+    trainer.optimizers[0].step = lambda: pytest.fail("taken")
     trainer.compute = SimpleNamespace(device=SimpleNamespace(type="mps"))
     monkeypatch.setattr("utils.training.trainer.torch.zeros", lambda *size, **_: ZEROS(*size))
     monkeypatch.setattr("utils.training.trainer.torch.full", lambda size, value, **_: FULL(size, value))
@@ -80,7 +80,7 @@ def test_gradients_are_clipped(tmp_path):
     trainer = loop.trainer
     for _ in loop:
         step_down(trainer, 1000 * trainer.network.weight)
-        first_moment = trainer.adam.state_dict()["state"][0]["exp_avg"].item()
+        first_moment = trainer.optimizers[0].state_dict()["state"][0]["exp_avg"].item()
         assert first_moment == pytest.approx((1 - 0.9) * 1.0, rel=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path, bad):
     skipped = {line["step"]: line["skipped_steps"] for line in lines if "loss" in line}
     assert skipped[8] == 2 and sum(skipped.values()) == 2
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
-    assert trainer.adam.state_dict()["state"][0]["step"] == 38
+    assert trainer.optimizers[0].state_dict()["state"][0]["step"] == 38
 
 
 def test_a_loss_that_is_not_finite_is_skipped_though_its_gradient_is(tmp_path):

@@ -33,6 +33,8 @@ RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, EVENTS, ".*
 BEFORE_THERE_WAS = {
     "training.class_dropout": 0.0,
     "training.weight_decay": 0.0,
+    "training.optimizer": "adam",
+    "distillation.optimizer": "adam",
     "distillation.weight_decay": 0.0,
     "network.resample_blocks": False,
     "network.type": "unet",

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from models.diffusion import Diffusion
@@ -17,6 +17,7 @@ from utils.files.torch_file import require_like
 from utils.process import distributed
 from utils.process.randomness import normal_noise, seed_of
 from utils.schema import Optimization
+from utils.training.optimizers import moments_of, optimizers_of, parameters_of
 
 LARGEST_HALF_LIFE = 0.1  # of the EMA, as a share of the steps so far
 
@@ -45,12 +46,13 @@ def ema_decay(decay: float, step: int) -> float:
 
 
 class Trainer:
-    """Trains a model with AdamW, and keeps the EMA of its weights; the same on every rank.
+    """Trains a model with AdamW or Muon, and keeps the EMA of its weights; the same on every rank.
 
     Attributes:
         model: the one to compute losses with: `network`, which in many processes averages its gradients over all ranks.
         network: the one that is trained, in place.
         ema: a copy of it with the averaged weights, in evaluation mode.
+        optimizers: AdamW, and Muon for the matrices if it is to be used.
         step: how many steps have been taken.
         most_skipped_in_a_row: the longest series of steps that were skipped, since their gradients were not finite; a
             scalar on the device.
@@ -77,8 +79,7 @@ class Trainer:
         self.settings, self.compute, self.learning_rate = settings, compute, learning_rate
         self.seed, self.sampling_steps = seed, sampling_steps
         self.network = compute.for_training(model).network
-        options = {"betas": (0.9, settings.adam_beta2), "weight_decay": settings.weight_decay, "fused": True}
-        self.adam = torch.optim.AdamW(self.network.parameters(), **options)  # whose decay is decoupled; without, Adam
+        self.optimizers = optimizers_of(self.network, settings)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self._averaged, self._current = (
             [weight.detach() for weight in network.parameters()] for network in (self.ema, self.network)
@@ -132,11 +133,12 @@ class Trainer:
         # Update weights, unless the gradient is not finite.
         norm = clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
         skipped = (~norm.isfinite()).float()
-        self.adam.param_groups[0]["lr"] = self.learning_rate(self.step)
-        self.adam.found_inf = skipped  # as a GradScaler does: where it is 1, the fused Adam changes nothing
-        if not (self.compute.device.type == "mps" and skipped):  # Apple's fused Adam does not look at found_inf
-            self.adam.step()
-        self.adam.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = self.learning_rate(self.step)
+            optimizer.found_inf = skipped  # as a GradScaler does: where it is 1, nothing is changed
+            if not (self.compute.device.type == "mps" and skipped):  # Apple's fused Adam does not look at found_inf
+                optimizer.step()
+            optimizer.zero_grad()
 
         # Update EMA.
         torch._foreach_lerp_(self._averaged, self._current, 1 - ema_decay(self.settings.ema_decay, self.step))
@@ -159,7 +161,11 @@ class Trainer:
         return {
             "network": dict(self.network.state_dict()),
             "ema": dict(self.ema.state_dict()),
-            "optimizer": self.adam.state_dict()["state"],
+            "optimizer": {
+                index: dict(optimizer.state[parameter])
+                for index, (parameter, optimizer) in enumerate(self._parameters())
+                if parameter in optimizer.state
+            },
         }
 
     def load_state_dict(self, state: dict[str, dict], step: int) -> None:
@@ -171,13 +177,20 @@ class Trainer:
         for name, expected in self.state_dict().items():
             if name != "optimizer":
                 require_like(state[name], expected)
-        parameters = dict(enumerate(self.network.parameters()))
+        parameters = dict(enumerate(self._parameters()))
         if not isinstance(state["optimizer"], dict) or state["optimizer"].keys() != parameters.keys():
             raise ValueError("not the state of these parameters")
-        for index, parameter in parameters.items():  # the fused Adam would not look
-            moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-            require_like(state["optimizer"][index], moments)
+        for index, (parameter, optimizer) in parameters.items():  # the fused Adam would not look
+            require_like(state["optimizer"][index], moments_of(parameter, optimizer))
         self.network.load_state_dict(state["network"])
         self.ema.load_state_dict(state["ema"])
-        self.adam.load_state_dict({"state": state["optimizer"], "param_groups": self.adam.state_dict()["param_groups"]})
+        for optimizer in self.optimizers:
+            own = [state["optimizer"][index] for index, (_, its) in parameters.items() if its is optimizer]
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": dict(enumerate(own)), "param_groups": groups})
         self.step = step
+
+    def _parameters(self) -> list[tuple[nn.Parameter, torch.optim.Optimizer]]:
+        """The network's parameters in their order, each with the optimizer that it belongs to."""
+        owner = {parameter: optimizer for optimizer in self.optimizers for parameter in parameters_of(optimizer)}
+        return [(parameter, owner[parameter]) for parameter in self.network.parameters()]
