@@ -4,8 +4,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from models.blocks import Dropout, GroupNorm, ResidualBlock
+from models.blocks import Dropout, ResidualBlock
 from models.noise_schedule import CosineSchedule
+from models.norm import GroupNorm
 from models.unet import UNet, sinusoids
 from utils.checkpoints import build_model
 from utils.config import load_config
@@ -170,6 +171,31 @@ def test_groups_divide_any_number_of_channels(channels):
     norm = GroupNorm(channels)
     assert channels % norm.num_groups == 0 and norm.num_groups <= 32
     assert channels // norm.num_groups >= min(4, channels)
+
+
+@pytest.mark.parametrize("modulated", [True, False])
+def test_the_norm_in_bfloat16_is_the_formula_with_its_gradients(modulated):
+    """In float64, from the definition: at most what the rounding of the pixels to bfloat16 makes of it."""
+    norm = GroupNorm(16)
+    torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
+    h = (2 * torch.randn(3, 16, 8, 6) + torch.randn(3, 16, 1, 1)).bfloat16().to(memory_format=torch.channels_last)
+    scale_shift, dy = 0.3 * torch.randn(3, 32), torch.randn(3, 16, 8, 6).bfloat16()
+    inputs = [h.requires_grad_(), scale_shift.requires_grad_()]
+    norm(h, scale_shift if modulated else None).backward(dy)
+    found = [tensor.grad.clone() for tensor in [*inputs[: 1 + modulated], norm.weight, norm.bias]]
+    exact = [tensor.detach().double().requires_grad_() for tensor in [*inputs, norm.weight, norm.bias]]
+    x, ss, weight, bias = exact
+    groups = x.unflatten(1, (4, 4))
+    mean, deviation = groups.mean((2, 3, 4), True), (groups.var((2, 3, 4), correction=0, keepdim=True) + 1e-5).sqrt()
+    y = ((groups - mean) / deviation).flatten(1, 2) * weight[:, None, None] + bias[:, None, None]
+    if modulated:
+        y = y * (1 + ss[:, :16, None, None]) + ss[:, 16:, None, None]
+    y.backward(dy.double())
+    close = {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(norm(h, scale_shift if modulated else None).double(), y, **close)
+    for mine, theirs in zip(found, [t.grad for t in exact if t.grad is not None], strict=True):
+        assert (mine - theirs).norm() < 0.005 * theirs.norm()
 
 
 def test_the_network_of_the_authors_for_cifar10_has_the_parameters_counted_by_hand():

@@ -33,10 +33,11 @@ class Scalar(nn.Module):
         return self.weight * z
 
 
-def make_trainer() -> Trainer:
-    model = Diffusion(Scalar(), CosineSchedule(), "v")
+def make_trainer(network: nn.Module | None = None, **settings: object) -> Trainer:
+    model = Diffusion(network or Scalar(), CosineSchedule(), "v")
     compute = Compute(torch.device("cpu"), "fp32", compile=False)
-    return Trainer(model, CONFIG.training, compute, learning_rate=lambda step: 0.1, seed=0)
+    training = CONFIG.training.model_copy(update=settings)
+    return Trainer(model, training, compute, learning_rate=lambda step: 0.1, seed=0)
 
 
 def make_loop(folder: Path, *, num_steps: int = 40, identity: dict | None = None) -> TrainingLoop:

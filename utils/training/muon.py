@@ -12,7 +12,7 @@ from torch import Tensor, nn
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 MOMENTUM = 0.95
 RMS = 0.2  # of what is added to a weight, at a learning rate of 1: about as much as Adam adds (Liu et al. 2025, 2.2)
-SMALLEST_NORM = 1e-14  # of a matrix squared: what is no gradient at all stays so
+SMALLEST_NORM = 1e-30  # of a matrix squared: what is no gradient at all stays so
 
 
 class Muon(torch.optim.Optimizer):
@@ -38,7 +38,8 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """One step down the gradients, of all parameters."""
         for group in self.param_groups:
-            self._step(group["params"], group["lr"], group["weight_decay"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            self._step(weights, group["lr"], group["weight_decay"])
 
     def _step(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         gradients = [weight.grad for weight in weights]
@@ -53,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(weights, 1 - taken * lr * weight_decay)
         for weight, direction in zip(weights, directions, strict=True):
             size = RMS * max(direction.shape) ** 0.5
-            weight.sub_(direction.view_as(weight) * (taken * lr * size))
+            weight.sub_(direction.reshape(weight.shape) * (taken * lr * size))
 
     def _buffer(self, weight: nn.Parameter) -> Tensor:
         state: dict[str, Any] = self.state[weight]

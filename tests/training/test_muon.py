@@ -1,0 +1,122 @@
+"""Muon against its closed form, the singular values, and PyTorch's own for a linear layer."""
+
+import copy
+import math
+
+import pytest
+import torch
+from one_weight import make_trainer
+from torch import nn
+
+from models.unet import UNet
+from utils.training.muon import COEFFICIENTS, Muon, orthogonalized
+from utils.training.optimizers import matrices_of
+
+SMALL = {
+    "image_size": 8,
+    "num_channels": 1,
+    "features": 8,
+    "multipliers": [1, 2],
+    "num_residual_blocks": 1,
+    "attention_resolutions": [],
+    "num_classes": 3,
+}
+
+
+def iterated(s: float) -> float:
+    """Jordan's polynomial of a singular value, five times over."""
+    a, b, c = COEFFICIENTS
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
+def test_equal_singular_values_become_what_the_polynomial_says(size):
+    rotation = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64)).Q.float()
+    (result,) = orthogonalized([size * rotation])
+    torch.testing.assert_close(result, iterated(16**-0.25) * rotation, rtol=1e-3, atol=1e-4)
+
+
+def test_wide_and_tall_keep_their_singular_vectors_and_have_values_about_1():
+    wide = torch.randn(12, 60, dtype=torch.float64) * torch.logspace(0, -2, 12, dtype=torch.float64)[:, None]
+    u, s, v = torch.linalg.svd(wide, full_matrices=False)
+    many = orthogonalized([wide.float(), torch.randn(12, 20), wide.mT.float()])
+    seen = u.mT @ many[0].double() @ v.mT  # diagonal, if the vectors are the same
+    assert (seen - seen.diag().diag()).abs().max() < 1e-3
+    assert seen.diag().min() > 0.6 and seen.diag().max() < 1.3
+    expected = torch.tensor([iterated(float(value / s.pow(4).sum() ** 0.25)) for value in s])
+    torch.testing.assert_close(seen.diag().float(), expected, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(many[2], many[0].mT)
+
+
+def test_no_gradient_moves_nothing():
+    assert not orthogonalized([torch.zeros(4, 9)])[0].any()
+
+
+def test_a_linear_layer_goes_where_pytorchs_own_muon_goes():
+    """But for its bfloat16, and its way to bring the singular values below 1: within the directions of its noise."""
+    ours, theirs = (nn.Linear(24, 16, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    begin = ours.weight.detach().clone()
+    mine = Muon([ours.weight], weight_decay=0.1)
+    mine.param_groups[0]["lr"] = 0.01
+    other = torch.optim.Muon([theirs.weight], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(10):
+        gradient = torch.randn(16, 24)
+        for layer, optimizer in ((ours, mine), (theirs, other)):
+            layer.weight.grad = gradient.clone()
+            optimizer.step()
+    way, its_way = ((layer.weight.detach() - begin).flatten() for layer in (ours, theirs))
+    assert torch.cosine_similarity(way, its_way, dim=0) > 0.98
+    assert way.norm() == pytest.approx(its_way.norm().item(), rel=0.1)
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+    weight = nn.Parameter(torch.randn(4, 2, 3, 3))
+    optimizer, gradient = Muon([weight], weight_decay=0.1), torch.randn(4, 2, 3, 3)
+    weight.grad, optimizer.found_inf = gradient.clone(), torch.zeros(())
+    optimizer.step()
+    before, moment = weight.detach().clone(), optimizer.state[weight]["momentum_buffer"].clone()
+    weight.grad, optimizer.found_inf = gradient * math.nan, torch.ones(())
+    optimizer.step()
+    assert torch.equal(weight, before) and torch.equal(optimizer.state[weight]["momentum_buffer"], moment)
+    weight.grad, optimizer.found_inf = gradient.clone(), torch.zeros(())
+    optimizer.step()
+    assert not torch.equal(weight, before)
+
+
+def test_it_is_for_matrices_inside_the_network_and_adam_for_the_rest():
+    network = UNet(**SMALL)
+    matrices = set(matrices_of(network))
+    names = [name for name, parameter in network.named_parameters() if parameter not in matrices]
+    assert all(parameter.ndim in (2, 4) for parameter in matrices)
+    doors = {"embed_label.weight", "conv_in.weight", "conv_out.weight", "skip.weight"}
+    assert {name for name, parameter in network.named_parameters() if parameter.ndim > 1} & set(names) == doors
+
+
+def test_what_continues_takes_the_same_steps():
+    """State and all: two steps, saved, loaded into another trainer, and two more."""
+
+    def trainer_of(network: nn.Module):
+        trainer = make_trainer(network, optimizer="muon", batch_size=4)
+        assert [type(optimizer) for optimizer in trainer.optimizers] == [torch.optim.AdamW, Muon]
+        return trainer
+
+    def take_steps(trainer, seeds):
+        for seed in seeds:
+            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+            trainer.take_step(lambda examples, x=x: trainer.network(x[: len(examples)]).square().mean(dim=1))
+
+    first = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3))
+    second = copy.deepcopy(first)
+    whole, half = trainer_of(first), trainer_of(second)
+    take_steps(whole, range(4))
+    take_steps(half, range(2))
+    continued = trainer_of(copy.deepcopy(first))
+    continued.load_state_dict(copy.deepcopy(half.state_dict()), 2)
+    take_steps(continued, (2, 3))
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, continued.network.state_dict()[name]), name
+    with pytest.raises(ValueError, match="step is missing"):
+        make_trainer(copy.deepcopy(first)).load_state_dict(half.state_dict(), 2)
