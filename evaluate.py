@@ -26,7 +26,8 @@ from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.data.load import load_images, require_num_classes, require_same_classes, require_test_root
 from utils.errors import InputError
-from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
+from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate
+from utils.evaluation.evaluation import BASE_STEPS, Evaluation
 from utils.evaluation.metrics import EXTRACTORS
 from utils.evaluation.report import COLUMNS, cells_of, draw_figure, draw_trade_off, line_of
 from utils.evaluation.results import Results
@@ -56,6 +57,12 @@ def parse_arguments() -> argparse.Namespace:
         "--student_steps", "only the students of these numbers of steps (default: every student)", nargs="+"
     )
     parser.add_count("--num_samples", "pictures a row; only rows with the same number can be compared", 5000)
+    parser.add_count(
+        "--num_few",
+        f"pictures of a row of more than {BASE_STEPS} DDIM steps, which is scored by how they differ from as many with "
+        f"{BASE_STEPS} steps; with as many as --num_samples it is scored alone",
+        1000,
+    )
     parser.add_count(
         "--sampling_steps",
         "numbers of steps to sample the teacher with (default: powers of two and those of the students, for DDIM up to "
@@ -97,8 +104,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_compute_arguments()
     arguments = parser.parse_args()
-    if arguments.num_samples < 2:
-        raise InputError("--num_samples: should be at least 2; below some thousands, FID says little")
+    for name in ("num_samples", "num_few"):
+        if getattr(arguments, name) < 2:
+            raise InputError(f"--{name}: should be at least 2; below some thousands, FID says little")
     return arguments
 
 
@@ -207,6 +215,7 @@ def main() -> None:
             extractor=extractor,
             results=Results(folder / "results.json"),
             num_samples=arguments.num_samples,
+            num_few=arguments.num_few,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
             compute=compute,

@@ -47,7 +47,7 @@ def draw(pipeline: DDIMPipeline, steps: int) -> torch.Tensor:
     return to_bytes(torch.cat(pictures))
 
 
-metrics = QualityMetrics(extractor, features(test.images), arguments.num_samples, device)
+metrics = QualityMetrics(extractor, features(test.images), device)
 generator = torch.Generator().manual_seed(0)
 chosen = torch.randperm(len(training.images), generator=generator)[: arguments.num_samples]
 print(f"training images: FID {metrics.score(features(training.images[chosen])).fid:.3f}", flush=True)

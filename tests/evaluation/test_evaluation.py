@@ -1,13 +1,15 @@
 import json
 from types import SimpleNamespace
 
+import pytest
 import torch
 from test_sampling import lesson
 from tqdm import tqdm
 
 from utils.checkpoint_files import load_checkpoint, save_checkpoint
 from utils.compute import Compute
-from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation, to_bytes
+from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate
+from utils.evaluation.evaluation import Evaluation, to_bytes
 from utils.evaluation.metrics import Extractor
 from utils.evaluation.results import Results
 
@@ -29,6 +31,7 @@ def evaluation(folder, **changes) -> Evaluation:
         "extractor": PIXELS,
         "results": Results(folder / "results.json"),
         "num_samples": 20,
+        "num_few": 20,
         "seed": 0,
         "batch_size": 6,
         "compute": Compute(torch.device("cpu"), "fp32", compile=False),
@@ -120,6 +123,62 @@ def test_the_fewest_steps_that_give_the_same_pictures(tmp_path, monkeypatch):
     assert evaluation(tmp_path).fewest_steps() == 128 and len(drawn) == 5
 
 
+def shifted(per_step: float):
+    """In place of `_sampler`: pictures of smooth noise, the same at any number of steps but for a shift with each."""
+
+    def sampler(_, candidate):
+        def draw(indices, tick=int):
+            for _ in range(candidate.sampling_steps):
+                tick()
+            noise = [torch.randn(3, 1, 1, generator=torch.Generator().manual_seed(i)).expand(3, 8, 8) for i in indices]
+            return torch.stack(noise) / 4 + per_step * candidate.sampling_steps
+
+        return draw
+
+    return sampler
+
+
+def test_many_steps_are_scored_by_how_a_few_pictures_differ_from_those_of_32(tmp_path, monkeypatch):
+    sees = Extractor("means", 3, 2, lambda images: (images.double().mean((2, 3)), (images[:, 0, 0, 0] > 127).long()))
+    path = evaluation(tmp_path).teacher.path
+    base, many = (Candidate("teacher", path, "ddim", steps) for steps in (32, 64))
+
+    def scores(name, candidate, **changes):
+        (tmp_path / name).mkdir()
+        evaluated = evaluation(tmp_path, extractor=sees, results=Results(tmp_path / name / "results.json"), **changes)
+        return evaluated, evaluated.evaluate(candidate)
+
+    monkeypatch.setattr(Evaluation, "_sampler", shifted(0.0))
+    evaluated, found = scores("equal", many, num_few=7)
+    of_base = evaluated.results.find(evaluated.key(base))
+    assert all(found[name] == pytest.approx(of_base[name]) for name in ("fid", "kid", "class_distance", "classes"))
+
+    monkeypatch.setattr(Evaluation, "_sampler", shifted(0.001))
+    _, alone = scores("alone", many, num_few=20)
+    _, few = scores("few", many, num_samples=7, num_few=7)
+    evaluated, found = scores("difference", many, num_few=7)
+    assert abs(found["fid"] - alone["fid"]) < 0.1 * abs(few["fid"] - alone["fid"])
+    assert found["classes"] != few["classes"] and sum(found["classes"]) == pytest.approx(1)
+
+
+def test_what_a_row_of_many_steps_costs(tmp_path, monkeypatch):
+    """A few pictures of it and of its base, and the base; which are counted, and not drawn for each such row."""
+    evaluated = evaluation(tmp_path, num_few=7, bar=tqdm(disable=True))
+    base, many, more = (Candidate("teacher", evaluated.teacher.path, "ddim", steps) for steps in (32, 64, 128))
+    whole, few, compared = 4, 2, 11  # batches of 6 pictures of 20, 7 and 64
+    assert evaluated.num_network_evaluations([many, more]) == few * (128 + 64 + 32) + whole * 32 + compared * 16
+    assert evaluated.num_network_evaluations([many, base]) == few * (64 + 32) + whole * 32 + compared * 16
+    drawn, draw = [], Evaluation._features
+    monkeypatch.setattr(Evaluation, "_features", lambda self, *args: drawn.append(args[0]) or draw(self, *args))
+    for row in (many, more, base):
+        assert evaluated.evaluate(row)["evaluations"] == row.sampling_steps
+    assert sorted(row.sampling_steps for row in drawn) == [32, 32, 64, 128]
+    assert evaluated.num_network_evaluations([many, more, base]) == 0
+    for num_few in (8, 20):
+        other = evaluation(tmp_path, num_few=num_few)
+        assert other.results.find(other.key(many)) is None and other.results.find(other.key(base)) is not None
+
+
 def test_other_test_images_are_another_reference(tmp_path):
     """The rows of all candidates depend on them; that of the training images on these, too."""
     teacher = Candidate("teacher", tmp_path / "diffusion-1.pt", "ddim", 1)
@@ -172,7 +231,7 @@ def test_rows_of_the_time_before_guidance_are_found(tmp_path):
     path = before.results.path
     content = json.loads(path.read_text())
     for entry in content["evaluations"]:
-        del entry["guidance"]
+        del entry["guidance"], entry["num_few"], entry["base_steps"]
     path.write_text(json.dumps(content))
     after = evaluation(tmp_path, num_samples=12)
     assert after.results.find(after.key(row)) is not None

@@ -37,7 +37,7 @@ def correlated(count: int, seed: int, mean: float = 0.0) -> torch.Tensor:
 
 def score(real, pictures, extractor=AS_THEY_ARE, size=100):
     features = map(extractor.extract, real.split(size))
-    return QualityMetrics(extractor, features, len(pictures), CPU).score(map(extractor.extract, pictures.split(size)))
+    return QualityMetrics(extractor, features, CPU).score(map(extractor.extract, pictures.split(size)))
 
 
 def test_fid_is_an_independent_computation_of_it():
@@ -70,7 +70,7 @@ def test_kid_is_an_independent_computation_of_it():
 
 def test_each_set_is_judged_alone_and_the_same_every_time():
     real = correlated(3000, 0)
-    quality = QualityMetrics(AS_THEY_ARE, map(AS_THEY_ARE.extract, real.split(500)), 1500, CPU)
+    quality = QualityMetrics(AS_THEY_ARE, map(AS_THEY_ARE.extract, real.split(500)), CPU)
     first = quality.score([AS_THEY_ARE.extract(correlated(1500, 1))])
     state = torch.get_rng_state()
     other = quality.score(map(AS_THEY_ARE.extract, correlated(1500, 2, mean=2.0).split(100)))
@@ -108,7 +108,7 @@ def mnist():
 def test_real_images_and_noise(mnist):
     """The floor lies near 0, noise lies farther than the features are spread, damage lies between; by FID and KID."""
     training, test, extractor = mnist
-    quality = QualityMetrics(extractor, map(extractor.extract, test.split(500)), 5000, CPU)
+    quality = QualityMetrics(extractor, map(extractor.extract, test.split(500)), CPU)
     noise = torch.randint(256, (5000, 1, 16, 16), dtype=torch.uint8)
     itself, floor, blurred, noise = (
         quality.score(map(extractor.extract, images.split(500)))

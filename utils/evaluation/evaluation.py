@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from utils.checkpoint_files import load_checkpoint
 from utils.checkpoints import Checkpoint
 from utils.compute import Compute
 from utils.data.image_set import content_hash
-from utils.evaluation.metrics import Extractor, Features, QualityMetrics
+from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate
+from utils.evaluation.metrics import Extractor, Features, QualityMetrics, Scores
 from utils.evaluation.results import Results
 from utils.files import sha256
 from utils.process.distributed import all_gather, distributed_map, tasks_per_rank
@@ -25,33 +26,13 @@ from utils.sampling import batches_of, draw_all, draw_batch
 from utils.schema import Config
 
 NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
+BASE_STEPS = 32  # rows of more DDIM steps are scored by how a few of their pictures differ from those of so many
 SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
 
 
 def to_bytes(x: Tensor) -> Tensor:
     """Pictures in [-1, 1] (values beyond are cut) as uint8, as a PNG would hold them."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A row of the table: the pictures of a checkpoint at a number of steps, or, without one, those of a baseline."""
-
-    name: str
-    path: Path | None = None
-    sampler: str | None = None
-    sampling_steps: int | None = None
-    guidance: float = 1.0
-    evaluations_per_step: int = 1
-
-    def __str__(self) -> str:
-        if self.path is None:
-            return self.name
-        text = f"{self.name}, {self.sampler}, {self.sampling_steps} step{'s' if self.sampling_steps > 1 else ''}"
-        return text if self.guidance == 1 else f"{text}, guidance {self.guidance:g}"
-
-
-TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("uniform noise")
 
 
 @dataclass
@@ -61,6 +42,7 @@ class Evaluation:
     The batches are divided among the ranks; each is given the features of all, and so finds the same results.
 
     Attributes:
+        num_few: pictures of a row of more than `BASE_STEPS` DDIM steps.
         teacher: what DDIM pictures are compared with, at 1024 steps, from the same noise.
         compared_guidance: the scale at which they are; at each further one it would be 2048 evaluations more.
         batch_size: pictures drawn at once; it changes speed and rounding, so results are shared between batch sizes.
@@ -73,6 +55,7 @@ class Evaluation:
     extractor: Extractor
     results: Results
     num_samples: int
+    num_few: int
     seed: int
     batch_size: int
     compute: Compute
@@ -101,6 +84,8 @@ class Evaluation:
             key["teacher_sha256"] = self.teacher.sha256
         if candidate.sampler == "ancestral":
             key["variance"] = self.config.sampling.variance_fraction
+        is_difference = self._base_of(candidate) is not None
+        key |= {"num_few": self.num_few if is_difference else None, "base_steps": BASE_STEPS if is_difference else None}
         return key
 
     def evaluate(self, candidate: Candidate) -> dict[str, Any]:
@@ -111,19 +96,23 @@ class Evaluation:
         self.bar.set_description(str(candidate))
         found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None}
         found |= {"distance": None, "right": None, "guidance": candidate.guidance}
-        found |= asdict(self._metrics.score(self._features(candidate, found)))
+        found |= asdict(self._score(candidate, found))
         self.results.add(key | found)
         return key | found
 
     def num_network_evaluations(self, candidates: list[Candidate]) -> int:
         """How often a rank runs the network for those that are not in the file: batches times steps."""
         missing = [c for c in candidates if c.path and not self.results.find(self.key(c))]
-        batches, compared = (batches_of(count, self.batch_size) for count in (self.num_samples, NUM_COMPARED))
-        count = sum(c.sampling_steps * c.evaluations_per_step for c in missing) * tasks_per_rank(batches)
+        bases = {base for base in map(self._base_of, missing) if base}
+        missing += [base for base in bases if base not in candidates and not self.results.find(self.key(base))]
+        drawn = [(c, self.num_few if self._base_of(c) else self.num_samples) for c in missing]
+        drawn += [(base, self.num_few) for base in bases]
         if self.reference is None and any(map(self._is_compared, missing)):
-            reference = self._reference_candidate()
-            count += reference.sampling_steps * reference.evaluations_per_step * tasks_per_rank(compared)
-        return count
+            drawn.append((self._reference_candidate(), NUM_COMPARED))
+        return sum(
+            candidate.sampling_steps * candidate.evaluations_per_step * tasks_per_rank(self._batches(count))
+            for candidate, count in drawn
+        )
 
     def fewest_steps(self) -> int:
         """The fewest steps, a power of two, with which the teacher draws the pictures that it draws with 1024.
@@ -168,7 +157,38 @@ class Evaluation:
     def _metrics(self) -> QualityMetrics:
         real = self._extract(len(self.test_images), lambda indices: self.test_images[indices.start : indices.stop])
         device = self.compute.device if self.compute.device.type != "mps" else torch.device("cpu")  # needs float64
-        return QualityMetrics(self.extractor, real, self.num_samples, device)
+        return QualityMetrics(self.extractor, real, device)
+
+    def _base_of(self, candidate: Candidate) -> Candidate | None:
+        """What a candidate is scored by its difference from; None where it is scored by all its pictures."""
+        if candidate.sampler != "ddim" or candidate.sampling_steps <= BASE_STEPS or self.num_few >= self.num_samples:
+            return None
+        return replace(candidate, sampling_steps=BASE_STEPS)
+
+    def _score(self, candidate: Candidate, found: dict[str, Any]) -> Scores:
+        """The scores of a candidate; what else is measured of its pictures is added to `found`."""
+        base = self._base_of(candidate)
+        if base is None:
+            return self._metrics.score(self._features(candidate, found, self.num_samples))
+        of_base, few_of_base, right_of_few = self.evaluate(base), *self._few(base)
+        few = self._metrics.score(self._features(candidate, found, self.num_few))
+        if found["right"] is not None:
+            found["right"] += of_base["right"] - right_of_few
+        of_all = Scores(**{each.name: of_base[each.name] for each in fields(Scores)})
+        return self._metrics.score_by_difference(of_all, few, few_of_base)
+
+    @cached_property
+    def _few(self) -> Callable[[Candidate], tuple[Scores, float | None]]:
+        """The scores of the first few pictures of a candidate, and the share of right classes among them."""
+
+        def score(candidate: Candidate) -> tuple[Scores, float | None]:
+            found: dict[str, Any] = {"right": None}
+            return self._metrics.score(self._features(candidate, found, self.num_few)), found["right"]
+
+        return cache(score)
+
+    def _batches(self, count: int) -> list[range]:
+        return batches_of(count, self.batch_size)
 
     def _is_compared(self, candidate: Candidate) -> bool:
         return candidate.sampler == "ddim" and candidate.guidance == self.compared_guidance
@@ -211,25 +231,25 @@ class Evaluation:
             found, classes = self.extractor.extract(images_of(indices).to(self.compute.device))
             return found.cpu(), classes if classes is None else classes.cpu()
 
-        return distributed_map(features, batches_of(count, self.batch_size))
+        return distributed_map(features, self._batches(count))
 
-    def _features(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
-        """The features of a candidate's pictures; what else is measured of them is added to `found`."""
+    def _features(self, candidate: Candidate, found: dict[str, Any], count: int) -> Iterator[Features]:
+        """The features of a candidate's first pictures; what else is measured of them is added to `found`."""
         if candidate == TRAINING_IMAGES:
             generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
             chosen = torch.randperm(len(self.training_images), generator=generator)
-            yield from self._extract(self.num_samples, lambda indices: self.training_images[chosen[list(indices)]])
+            yield from self._extract(count, lambda indices: self.training_images[chosen[list(indices)]])
         elif candidate == UNIFORM_NOISE:
-            yield from self._extract(self.num_samples, self._uniform_noise)
+            yield from self._extract(count, self._uniform_noise)
         else:
-            yield from self._features_of_samples(candidate, found)
+            yield from self._features_of_samples(candidate, found, count)
 
     def _uniform_noise(self, indices: range) -> Tensor:
         generators = (torch.Generator().manual_seed(seed_of("uniform noise", self.seed, index=i)) for i in indices)
         shape = self.test_images.shape[1:]
         return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])
 
-    def _features_of_samples(self, candidate: Candidate, found: dict[str, Any]) -> Iterator[Features]:
+    def _features_of_samples(self, candidate: Candidate, found: dict[str, Any], count: int) -> Iterator[Features]:
         reference = self._reference() if self._is_compared(candidate) else None
         draw, seconds, squared, evaluations = self._sampler(candidate), 0.0, 0.0, 0
         if self.compute.compiles:  # before the clock runs
@@ -252,12 +272,12 @@ class Evaluation:
                 squared += float((x[: len(compared)] - compared).square().mean(dim=(1, 2, 3)).sum())
             return to_bytes(x)
 
-        yield from self._counting_right(self._extract(self.num_samples, pictures), found)
-        found["evaluations"] = sum(all_gather(evaluations)) / len(batches_of(self.num_samples, self.batch_size))
+        yield from self._counting_right(self._extract(count, pictures), found)
+        found["evaluations"] = sum(all_gather(evaluations)) / len(self._batches(count))
         found["device"] = str(self.compute.device)
-        found["seconds_per_picture"] = sum(all_gather(seconds)) / self.num_samples
+        found["seconds_per_picture"] = sum(all_gather(seconds)) / count
         if reference is not None:
-            found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, self.num_samples))
+            found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, count))
 
     def _counting_right(self, batches: Iterator[Features], found: dict[str, Any]) -> Iterator[Features]:
         """The same batches; adds the share of pictures in which the classifier sees the class that was asked for."""

@@ -106,12 +106,11 @@ class Scores:
 class QualityMetrics:
     """Compares sets of pictures with one set of real images, whose features are kept."""
 
-    def __init__(self, extractor: Extractor, real: Iterable[Features], num_samples: int, device: torch.device):
+    def __init__(self, extractor: Extractor, real: Iterable[Features], device: torch.device):
         """
         Args:
             extractor: whose features they are.
             real: the features of the real images, in batches; there must be two images at least.
-            num_samples: how many pictures each set will have, at least two.
         """
         self.extractor = extractor
         options = {
@@ -124,7 +123,6 @@ class QualityMetrics:
             self.kid = KernelInceptionDistance(**options).to(device)
         self.real_classes = self._update(real, real=True)
         num_real = int(self.fid.real_features_num_samples)
-        self.kid.subset_size = min(KID_SUBSET_SIZE, num_samples, num_real)
         mean = self.fid.real_features_sum / num_real
         scatter = self.fid.real_features_cov_sum.trace() - num_real * mean.square().sum()
         self.real_trace = float(scatter / (num_real - 1))
@@ -141,14 +139,38 @@ class QualityMetrics:
         return counts / counts.sum() if self.extractor.num_classes else None
 
     def score(self, batches: Iterable[Features]) -> Scores:
-        """The scores of pictures whose features come in batches."""
+        """The scores of pictures whose features come in batches; there must be two pictures at least."""
         self.fid.reset()
         self.kid.reset()
         classes = self._update(batches, real=False)
         fid = float(self.fid.compute())
+        counts = (self.fid.real_features_num_samples, self.fid.fake_features_num_samples)
+        self.kid.subset_size = min(KID_SUBSET_SIZE, *map(int, counts))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("kid"))
             kid, kid_std = map(float, self.kid.compute())
+        return self._scores(fid, kid, kid_std, classes)
+
+    def score_by_difference(self, of_others: Scores, few: Scores, few_of_others: Scores) -> Scores:
+        """The scores of pictures of which only a few were drawn, by how these differ from others of the same noise.
+
+        A control variate: FID depends on the number of pictures, and by chance on which, but where both sets resemble
+        each other picture by picture, it does so alike in both.
+
+        Args:
+            of_others: the scores of all the others.
+            few, few_of_others: the scores of the few pictures, and of as many others, from the same noise.
+        """
+        fid, kid = (
+            getattr(of_others, name) + getattr(few, name) - getattr(few_of_others, name) for name in ("fid", "kid")
+        )
+        classes = None
+        if of_others.classes is not None:
+            shares = (torch.tensor(scores.classes, dtype=torch.float64) for scores in (of_others, few, few_of_others))
+            classes = torch.stack([*shares]).mul(torch.tensor([[1], [1], [-1]])).sum(0)
+        return self._scores(fid, kid, of_others.kid_std, classes)
+
+    def _scores(self, fid: float, kid: float, kid_std: float, classes: Tensor | None) -> Scores:
         distance = None if classes is None else float((classes - self.real_classes).abs().sum() / 2)
         shares = None if classes is None else classes.tolist()
         return Scores(fid, fid / self.real_trace, kid, kid_std, shares, distance)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from utils.evaluation.evaluation import Candidate
+from utils.evaluation.candidate import Candidate
 from utils.files import write_atomically
 
 Row = tuple[Candidate, dict[str, Any]]

@@ -48,6 +48,8 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: damaged, or not results of evaluate.py; delete or rename it") from error
     if version != FORMAT_VERSION or not whole:
         raise InputError(f"{path}: not results of this version of evaluate.py; delete or rename it")
-    for entry in entries:  # of the time before there was guidance
+    for entry in entries:  # of the time before there was guidance, and before there were rows of few pictures
         entry.setdefault("guidance", 1.0)
+        entry.setdefault("num_few", None)
+        entry.setdefault("base_steps", None)
     return entries
