@@ -86,13 +86,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def parse_panel(text: str) -> tuple[Checkpoint, int]:
     """Reads CHECKPOINT:STEPS; without :STEPS, the checkpoint's own number."""
-    path, _, steps = text.rpartition(":")
-    if not path or not re.fullmatch("[0-9]{1,9}", steps):
+    path, steps = split_steps(text)
+    if steps is None:
         checkpoint = load_checkpoint(text)
         return checkpoint, checkpoint.default_sampling_steps
-    if int(steps) == 0:
+    if steps == 0:
         raise InputError(f"--compare {text}: the number of steps should be a whole number above 0")
-    return load_checkpoint(path), int(steps)
+    return load_checkpoint(path), steps
+
+
+def split_steps(text: str) -> tuple[str, int | None]:
+    """CHECKPOINT and the number in CHECKPOINT:STEPS; None without one."""
+    path, _, steps = text.rpartition(":")
+    return (path, int(steps)) if path and re.fullmatch("[0-9]{1,9}", steps) else (text, None)
 
 
 def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]:
@@ -106,8 +112,8 @@ def choose_panels(arguments: argparse.Namespace) -> list[tuple[Checkpoint, int]]
             raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
         panels = [parse_panel(text) for text in arguments.compare]
     else:
-        path, _, steps = arguments.checkpoint.rpartition(":")
-        if path.endswith(".pt") and steps.isdigit():
+        path, steps = split_steps(arguments.checkpoint)
+        if path.endswith(".pt") and steps is not None:
             raise InputError(f"--checkpoint {arguments.checkpoint}: the number of steps goes to --sampling_steps")
         checkpoint = load_checkpoint(arguments.checkpoint)
         panels = [(checkpoint, arguments.sampling_steps or checkpoint.default_sampling_steps)]

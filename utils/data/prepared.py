@@ -3,7 +3,7 @@
 Below `data/cache/` lie, under a name made of the folder, the settings, and all its files' names, sizes and times:
 
     <name>.uint8   the images [N, C, H, W], those of each class together
-    <name>.json    the index: the classes, what could not be read, and a hash of the images
+    <name>.json    the index: the sizes of the classes, what could not be read, and a hash of the images
 
 The index is written last: where there is one, and as many images as it says, they are whole. Whatever else is there is
 made anew.
@@ -46,13 +46,12 @@ class Index(Section):
 
     Attributes:
         identity: what went in.
-        class_names, counts: the classes, and how many images each has, in the order of the images.
+        counts: how many images each class has, in the order of the images.
         broken: a message for each picture that cannot be read.
         hash: of the images and their classes, see `content_hash`.
     """
 
     identity: str
-    class_names: list[str]
     counts: list[Count]
     broken: list[str]
     hash: str
@@ -161,10 +160,10 @@ def _prepare(path: Path, folder: Folder) -> Index:
                 raise InputError(f"{folder.root / printable(name)}: none of its pictures can be read: {broken[0]}")
 
     write_atomically(path, write)
-    about = {"class_names": [printable(name) for name in counts], "counts": list(counts.values()), "broken": broken}
-    images, let_go = _map(path, folder.shape(sum(counts.values())))
-    content = content_hash(images, _labels(about["counts"]), let_go=let_go)
-    index = Index(identity=path.stem, **about, hash=content)
+    sizes = list(counts.values())
+    images, let_go = _map(path, folder.shape(sum(sizes)))
+    content = content_hash(images, _labels(sizes), let_go=let_go)
+    index = Index(identity=path.stem, counts=sizes, broken=broken, hash=content)
     write_atomically(path.with_suffix(".json"), lambda file: file.write(index.model_dump_json().encode()))
     return index
 
