@@ -41,7 +41,7 @@ lesson: $(PICTURE) $(PICTURE_AT_8)
 
 evaluate: $(LAST_STUDENT)
 	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS) \
-		--student_steps 128 64 32 16 8 4 2 1
+		--student_steps 8 4 2 1 --samplers ddim
 
 fashion: $(FASHION_PICTURE)
 	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"

@@ -61,6 +61,7 @@ class Data(Section):
     random_flip: bool = False
     background: Colour = "white"
     most_broken: Fraction = 0.01
+    saturation_margin: Fraction = 0.0
 
 
 class Betas(Section):

@@ -42,6 +42,14 @@ def test_range_is_minus_one_to_one():
     assert sorted(data.batch(range(2))[0].flatten().tolist()) == [-1.0, 1.0]
 
 
+def test_black_and_white_and_nothing_else_lie_a_margin_beyond_the_range():
+    images = torch.tensor([0, 1, 128, 254, 255], dtype=torch.uint8)[:, None, None, None]
+    data = ImageSet.in_memory(images, torch.zeros(5, dtype=torch.long), [])
+    data = ImageData(data, with_classes=False, seed=0, random_flip=False, saturation_margin=0.25)
+    expected = [-1.25, 1 / 127.5 - 1, 128 / 127.5 - 1, 254 / 127.5 - 1, 1.25]
+    torch.testing.assert_close(data.batch(range(5))[0].flatten().sort().values, torch.tensor(expected))
+
+
 def test_random_flip_mirrors_about_half():
     data = numbered(100, random_flip=True)
     x, _ = data.batch(range(100))

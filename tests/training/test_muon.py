@@ -89,10 +89,14 @@ def test_a_step_that_is_not_finite_changes_nothing():
 def test_it_is_for_matrices_inside_the_network_and_adam_for_the_rest():
     network = UNet(**SMALL)
     matrices = set(matrices_of(network))
-    names = [name for name, parameter in network.named_parameters() if parameter not in matrices]
-    assert all(parameter.ndim in (2, 4) for parameter in matrices)
-    doors = {"embed_label.weight", "conv_in.weight", "conv_out.weight", "skip.weight"}
-    assert {name for name, parameter in network.named_parameters() if parameter.ndim > 1} & set(names) == doors
+    names = {name for name, parameter in network.named_parameters() if parameter in matrices}
+    convolutions = {name for name, parameter in network.named_parameters() if parameter.ndim == 4}
+    assert convolutions - names == {"conv_in.weight", "conv_out.weight"} and names < convolutions
+    attention = nn.ModuleDict(
+        {"to_q": nn.Linear(2, 2), "to_out": nn.Sequential(nn.Linear(2, 2)), "ff": nn.Linear(2, 2)}
+    )
+    layers = nn.ModuleDict({"attentions": nn.ModuleList([attention]), "time_emb_proj": nn.Linear(2, 2)})
+    assert matrices_of(layers) == [attention["to_q"].weight, attention["to_out"][0].weight]
 
 
 def test_what_continues_takes_the_same_steps():
@@ -105,10 +109,10 @@ def test_what_continues_takes_the_same_steps():
 
     def take_steps(trainer, seeds):
         for seed in seeds:
-            x = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
-            trainer.take_step(lambda examples, x=x: trainer.network(x[: len(examples)]).square().mean(dim=1))
+            x = torch.randn(4, 6, 1, 1, generator=torch.Generator().manual_seed(seed))
+            trainer.take_step(lambda examples, x=x: trainer.network(x[: len(examples)]).square().mean(dim=(1, 2, 3)))
 
-    first = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 3))
+    first = nn.Sequential(nn.Conv2d(6, 8, 1), nn.SiLU(), nn.Conv2d(8, 3, 1))
     second = copy.deepcopy(first)
     whole, half = trainer_of(first), trainer_of(second)
     take_steps(whole, range(4))

@@ -26,14 +26,21 @@ class ImageData:
         with_classes: bool,
         seed: int,
         random_flip: bool,
+        saturation_margin: float = 0.0,
         device: torch.device = torch.device("cpu"),  # noqa: B008 (a constant)
     ):
+        """
+        Args:
+            saturation_margin: how far beyond [-1, 1] the bytes 0 and 255 lie, flat black and white. Pictures are cut to
+                the range, so what is predicted there need not be exact to be black; at -1 itself half of it is grey.
+        """
         class_names = data.class_names if with_classes and names_are_few(data.class_names) else []
         self.description = TrainedOn(data_hash=data.hash, class_names=class_names)
         # Mapped images stay where they are; others are moved whole, so that no step waits for them.
         self.images, self.let_go = data.images if data.let_go else data.images.to(device), data.let_go
         self.labels = data.labels.to(self.images.device) if with_classes else None
         self.seed, self.random_flip, self.device = seed, random_flip, device
+        self.saturation_margin = saturation_margin
 
     def __len__(self) -> int:
         return len(self.images)
@@ -44,7 +51,7 @@ class ImageData:
         Each `shuffle` is another sequence of shuffles, so that students of few steps do not all see the same images.
 
         Returns:
-            Images [B, C, H, W] in [-1, 1], and classes [B] or None.
+            Images [B, C, H, W] in [-1, 1], but for the margin, and classes [B] or None.
         """
         pieces = []
         for epoch, begin, end in _epochs(examples.start, len(examples), len(self)):
@@ -55,6 +62,8 @@ class ImageData:
         x = to_unit_range(self._move(self.images[indices], self.device))
         if self.let_go:
             self.let_go()
+        if self.saturation_margin:
+            x = torch.where(x.abs() == 1, x * (1 + self.saturation_margin), x)
         if self.random_flip:
             x = torch.where(self._move(flip, self.device)[:, None, None, None], x.flip(-1), x)
         return x, None if self.labels is None else self._move(self.labels[indices], self.device)

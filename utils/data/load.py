@@ -33,8 +33,14 @@ def load_data(config: Config, device: torch.device) -> ImageData:
     data = load_images(settings, accept=partial(require_num_classes, config=config))
     if len(set(all_gather(data.hash))) > 1:
         raise InputError("data.root: the processes see different images; all machines need the same, in the same order")
-    with_classes = config.network.num_classes > 0
-    return ImageData(data, with_classes=with_classes, seed=config.seed, random_flip=settings.random_flip, device=device)
+    return ImageData(
+        data,
+        with_classes=config.network.num_classes > 0,
+        seed=config.seed,
+        random_flip=settings.random_flip,
+        saturation_margin=settings.saturation_margin,
+        device=device,
+    )
 
 
 def require_num_classes(class_names: Sequence[str], config: Config) -> None:

@@ -31,6 +31,14 @@ def moments_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dic
 
 
 def matrices_of(network: nn.Module) -> list[nn.Parameter]:
-    """The weights that Muon is for: of convolutions and linear layers, but not where pictures go in and out."""
-    layers = [layer for name, layer in network.named_modules() if name not in DOORS]
-    return [layer.weight for layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)]
+    """The weights that Muon is for: of convolutions and attention, but not where pictures go in and out.
+
+    Nor of the linear layers through which noise level and class act on all others: there it is worse than Adam.
+    """
+    layers = {name: layer for name, layer in network.named_modules() if name not in DOORS}
+    return [layer.weight for name, layer in layers.items() if isinstance(layer, nn.Conv2d) or _attends(name, layer)]
+
+
+def _attends(name: str, layer: nn.Module) -> bool:
+    """Whether it is a linear layer of attention, which diffusers' networks have: to_q, to_k, to_v, to_out.0."""
+    return isinstance(layer, nn.Linear) and ".to_" in name

@@ -38,6 +38,7 @@ BEFORE_THERE_WAS = {
     "distillation.weight_decay": 0.0,
     "network.resample_blocks": False,
     "network.type": "unet",
+    "data.saturation_margin": 0.0,
     "diffusion.betas": None,
     "distillation.prediction": None,
 }
