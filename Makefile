@@ -12,9 +12,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 NAME := ddpm_32x32_v_continuous_small
 CONFIG := configs/$(NAME).yaml
-TEACHER := output/$(NAME)/diffusion-5000.pt
+TEACHER := output/$(NAME)/diffusion-3000.pt
 STUDENTS := output/distilled/$(NAME)
-LAST_STUDENT := $(STUDENTS)/10_1/diffusion-500.pt
+LAST_STUDENT := $(STUDENTS)/10_1/diffusion-200.pt
 PICTURE := output/lesson-4-2-1-steps.png
 PICTURE_AT_8 := output/lesson-8-steps.png
 
@@ -78,12 +78,12 @@ $(LAST_STUDENT): $(TEACHER)
 
 $(PICTURE_AT_8): $(LAST_STUDENT)
 	$(BIN)/python sample.py --num_samples 30 --output $@ --compare $(TEACHER):1024 \
-		$(TEACHER):8 $(STUDENTS)/7_8/diffusion-600.pt
+		$(TEACHER):8 $(STUDENTS)/7_8/diffusion-440.pt
 
 $(PICTURE): $(LAST_STUDENT)
 	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(TEACHER):1024 \
-		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-400.pt \
-		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-500.pt \
+		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-300.pt \
+		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-200.pt \
 		$(TEACHER):1 $(LAST_STUDENT)
 
 $(FASHION_TEACHER): | .venv/installed

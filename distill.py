@@ -1,7 +1,7 @@
 """Progressive distillation: Algorithm 2 of Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512).
 
     python distill.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
-      --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-5000.pt \\
+      --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
       --initial_sampling_steps 512 --distillation_iterations 7
 
 A student of N steps learns to do in one step what its teacher does in two; then it is the teacher of a student of

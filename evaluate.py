@@ -1,7 +1,7 @@
 """Measures quality against the number of sampling steps: the figure of Salimans & Ho 2022 (their figure 4).
 
     python evaluate.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
-      --teacher output/ddpm_32x32_v_continuous_small/diffusion-5000.pt \\
+      --teacher output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
       --students output/distilled/ddpm_32x32_v_continuous_small
 
 Every student at its own number of steps, and the teacher at several numbers of steps by each sampler, are compared with
@@ -129,7 +129,7 @@ def find_students(arguments: argparse.Namespace, config: Config) -> list[Checkpo
     for student in students:
         student.require_same_model(config, arguments.config_path)
     if folder and not students:
-        raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-600.pt")
+        raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-440.pt")
     known = {student.default_sampling_steps for student in students}
     if missing := sorted(set(wanted or ()) - known):
         raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(known)}")
@@ -160,6 +160,13 @@ def choose_candidates(
         for student in students:
             candidates.append(candidate_of("distilled", student, "ddim", student.default_sampling_steps, guidance))
     return candidates
+
+
+def passes_of(arguments: argparse.Namespace) -> int:
+    """About how often a picture of the teacher goes through the network, in all rows together."""
+    steps = arguments.sampling_steps or [2**k for k in range(9)]
+    pictures = {n: arguments.num_few if n > BASE_STEPS else arguments.num_samples for n in steps}
+    return FORWARD_PASSES * len(arguments.samplers) * sum(n * count for n, count in pictures.items())
 
 
 def candidate_of(name: str, checkpoint: Checkpoint, sampler: str, steps: int, guidance: float) -> Candidate:
@@ -200,9 +207,7 @@ def main() -> None:
 
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
-        steps = sum(arguments.sampling_steps or [1024])  # about what the teacher is sampled with, in all rows together
-        passes = FORWARD_PASSES * arguments.num_samples * steps * len(arguments.samplers)
-        compute = Compute.choose(config, device, passes=passes, training=False)
+        compute = Compute.choose(config, device, passes=passes_of(arguments), training=False)
         extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
         tqdm.write(
             f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {arguments.features}, to {folder}"

@@ -1,6 +1,6 @@
 """The models of the page, from checkpoints: ONNX files whose weights are in half precision, and models.json.
 
-    python -m web.make_models output/ddpm_32x32_v_continuous_small/diffusion-5000.pt \\
+    python -m web.make_models output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
       output/distilled/ddpm_32x32_v_continuous_small/{7_8,8_4,9_2,10_1}
 
 The first is the teacher, a checkpoint; the others are the folders of its students. A network still computes in float32,
