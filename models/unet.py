@@ -67,8 +67,8 @@ class UNet(nn.Module):
 
     Attributes:
         bfloat16: whether the convolutions and the attention compute in bfloat16 (False, until it is set). All else is
-            float32 in any case: the weights, the embedding of the noise level, the norms' statistics, and, from the last
-            norm on, the way to the output, where a rounding would stay in the picture.
+            float32 in any case: the weights, the embedding of the noise level, the norms' statistics, and, from the
+            last norm on, the way to the output, where a rounding would stay in the picture.
         first_example: the index, in the global batch, of the first image that it is given; see `Dropout`.
     """
 
