@@ -78,12 +78,12 @@ $(LAST_STUDENT): $(TEACHER)
 
 $(PICTURE_AT_8): $(LAST_STUDENT)
 	$(BIN)/python sample.py --num_samples 30 --output $@ --compare $(TEACHER):1024 \
-		$(TEACHER):8 $(STUDENTS)/7_8/diffusion-440.pt
+		$(TEACHER):8 $(STUDENTS)/7_8/diffusion-360.pt
 
 $(PICTURE): $(LAST_STUDENT)
 	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(TEACHER):1024 \
-		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-300.pt \
-		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-200.pt \
+		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-260.pt \
+		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-220.pt \
 		$(TEACHER):1 $(LAST_STUDENT)
 
 $(FASHION_TEACHER): | .venv/installed

@@ -129,7 +129,7 @@ def find_students(arguments: argparse.Namespace, config: Config) -> list[Checkpo
     for student in students:
         student.require_same_model(config, arguments.config_path)
     if folder and not students:
-        raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-440.pt")
+        raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-360.pt")
     known = {student.default_sampling_steps for student in students}
     if missing := sorted(set(wanted or ()) - known):
         raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(known)}")

@@ -1,6 +1,6 @@
 """Draws pictures from a checkpoint, or from several, to be compared.
 
-    python sample.py --checkpoint output/distilled/ddpm_32x32_v_continuous_small/7_8/diffusion-440.pt
+    python sample.py --checkpoint output/distilled/ddpm_32x32_v_continuous_small/7_8/diffusion-360.pt
     python sample.py --compare TEACHER.pt:1024 TEACHER.pt:8 STUDENT.pt:8 --output output/comparison.png
 
 A checkpoint is sampled with the number of steps that it was distilled for; an undistilled one with 1024. Sample i

@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
             "--precision",
             dest=CONFIG_KEY + "precision",
             choices=["auto", "fp32", "bf16"],
-            help="of the convolutions and the attention; auto: bf16 where it is native (default: the config's)",
+            help="of the convolutions and the attention; auto: bf16 where it is faster (default: the config's)",
         )
         values = "{auto,true,false}"
         self.add_argument(

@@ -1,6 +1,8 @@
 """How networks compute: on which device, in which precision, and compiled or not."""
 
+import math
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,6 +21,9 @@ from utils.schema import Config
 # (docs/experiments.md); with less to do than this, in floating-point operations, it does not pay.
 WORTH_COMPILING_PER_CPU_THREAD = 1e14
 WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
+
+WORTH_ROUNDING = 1.5  # times as fast a processor must multiply bfloat16 as float32; many do 4 times, or half
+MATRIX_SIZE, MATRIX_PRODUCTS = 512, 7  # to be timed, which takes some hundredths of a second
 
 FORWARD_PASSES, TRAINING_PASSES = 1, 3  # passes of one image: a gradient costs as much as two forward passes
 DISTILLATION_PASSES = TRAINING_PASSES + 2 * FORWARD_PASSES
@@ -62,7 +67,7 @@ class Compute:
             if precision == "auto":
                 # Our network keeps in float32 what would stay in the pictures; another's, in bfloat16, is all of it so.
                 is_ours = config.network.type == "unet"
-                precision = "bf16" if is_ours and multiplies_bfloat16(device) else "fp32"
+                precision = "bf16" if is_ours and gains_by_bfloat16(device) else "fp32"
             compiled = config.compile
             if compiled == "auto":
                 flop = passes * forward_flop(config) / distributed.world_size()
@@ -116,14 +121,29 @@ class Compute:
         return replace(model, network=run)
 
 
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16, and need not imitate them."""
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16, and they are fast, which on a CPU is measured."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         able = torch.cpu.get_capabilities()
-        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        native = any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return native and gain_by_bfloat16() > WORTH_ROUNDING
     return False
+
+
+@cache
+@distributed.on_rank_zero
+def gain_by_bfloat16() -> float:
+    """How many times as fast as float32 this processor multiplies matrices in bfloat16."""
+    best = {}
+    for _ in range(MATRIX_PRODUCTS):  # in turn, so that other load affects both alike
+        for dtype in (torch.float32, torch.bfloat16):
+            matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype)
+            start = time.perf_counter()
+            matrix @ matrix
+            best[dtype] = min(best.get(dtype, math.inf), time.perf_counter() - start)
+    return best[torch.float32] / best[torch.bfloat16]
 
 
 def is_worth_compiling(flop: float, device: torch.device, training: bool) -> bool:
