@@ -23,7 +23,7 @@ WORTH_COMPILING_PER_CPU_THREAD = 1e14
 WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
 
 WORTH_ROUNDING = 1.5  # times as fast a processor must multiply bfloat16 as float32; many do 4 times, or half
-MATRIX_SIZE, MATRIX_PRODUCTS = 512, 7  # to be timed, which takes some hundredths of a second
+MATRIX_PRODUCTS = 7  # to be timed; the fastest counts
 
 FORWARD_PASSES, TRAINING_PASSES = 1, 3  # passes of one image: a gradient costs as much as two forward passes
 DISTILLATION_PASSES = TRAINING_PASSES + 2 * FORWARD_PASSES
@@ -135,15 +135,21 @@ def gains_by_bfloat16(device: torch.device) -> bool:
 @cache
 @distributed.on_rank_zero
 def gain_by_bfloat16() -> float:
-    """How many times as fast as float32 this processor multiplies matrices in bfloat16."""
-    best = {}
+    """How many times as fast as in float32 this processor multiplies matrices in bfloat16."""
+    rates = matrix_rates(512)  # in some hundredths of a second
+    return rates[torch.bfloat16] / rates[torch.float32]
+
+
+def matrix_rates(size: int) -> dict[torch.dtype, float]:
+    """Floating-point operations a second with which this processor multiplies square matrices, in each precision."""
+    best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     for _ in range(MATRIX_PRODUCTS):  # in turn, so that other load affects both alike
-        for dtype in (torch.float32, torch.bfloat16):
-            matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE, dtype=dtype)
+        for dtype in best:
+            matrix = torch.ones(size, size, dtype=dtype)
             start = time.perf_counter()
             matrix @ matrix
-            best[dtype] = min(best.get(dtype, math.inf), time.perf_counter() - start)
-    return best[torch.float32] / best[torch.bfloat16]
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return {dtype: 2 * size**3 / seconds for dtype, seconds in best.items()}
 
 
 def is_worth_compiling(flop: float, device: torch.device, training: bool) -> bool:

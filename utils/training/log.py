@@ -1,6 +1,6 @@
 """The log of a run, metrics.jsonl: the means of every few steps and, with each checkpoint, the seconds spent.
 
-Where the time of runs went, as a table:
+Where the time of runs went, as a table, and how fast the machine is, to compare it with another's:
 
     python -m utils.training.log output/<config> output/distilled/<config>/*
 """
@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from utils.compute import matrix_rates
 from utils.files import append_line, exists, read_if_there, write_atomically
 from utils.process.timing import PARTS
 
@@ -61,3 +62,5 @@ def table(folders: Iterable[Path]) -> str:
 
 if __name__ == "__main__":
     print(table(map(Path, sys.argv[1:])))
+    rates = (f"{rate / 1e9:.0f} GFLOP/s in {str(dtype)[6:]}" for dtype, rate in matrix_rates(2048).items())
+    print(f"The processor, as busy as it is now, multiplies large matrices at {' and '.join(rates)}.")
