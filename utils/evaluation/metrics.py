@@ -161,14 +161,15 @@ class QualityMetrics:
             of_others: the scores of all the others.
             few, few_of_others: the scores of the few pictures, and of as many others, from the same noise.
         """
-        fid, kid = (
-            getattr(of_others, name) + getattr(few, name) - getattr(few_of_others, name) for name in ("fid", "kid")
-        )
-        classes = None
-        if of_others.classes is not None:
-            shares = (torch.tensor(scores.classes, dtype=torch.float64) for scores in (of_others, few, few_of_others))
-            classes = torch.stack([*shares]).mul(torch.tensor([[1], [1], [-1]])).sum(0)
-        return self._scores(fid, kid, of_others.kid_std, classes)
+
+        def corrected(name: str) -> Tensor:
+            of_all, of_few, of_same_few = (
+                torch.tensor(getattr(scores, name), dtype=torch.float64) for scores in (of_others, few, few_of_others)
+            )
+            return of_all + of_few - of_same_few
+
+        classes = None if of_others.classes is None else corrected("classes")
+        return self._scores(float(corrected("fid")), float(corrected("kid")), of_others.kid_std, classes)
 
     def _scores(self, fid: float, kid: float, kid_std: float, classes: Tensor | None) -> Scores:
         distance = None if classes is None else float((classes - self.real_classes).abs().sum() / 2)
