@@ -33,7 +33,7 @@ def moments_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dic
 def matrices_of(network: nn.Module) -> list[nn.Parameter]:
     """The weights that Muon is for: of convolutions and attention, but not where pictures go in and out.
 
-    Nor of the linear layers through which noise level and class act on all others: there it is worse than Adam.
+    Nor of the linear layers through which noise level and class act on all others: there Adam does as well.
     """
     layers = {name: layer for name, layer in network.named_modules() if name not in DOORS}
     return [layer.weight for name, layer in layers.items() if isinstance(layer, nn.Conv2d) or _attends(name, layer)]
