@@ -26,8 +26,8 @@ from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.data.load import load_images, require_num_classes, require_same_classes, require_test_root
 from utils.errors import InputError
-from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate
-from utils.evaluation.evaluation import BASE_STEPS, Evaluation
+from utils.evaluation.candidate import BASE_STEPS, TRAINING_IMAGES, UNIFORM_NOISE, Candidate, num_pictures
+from utils.evaluation.evaluation import Evaluation
 from utils.evaluation.metrics import EXTRACTORS
 from utils.evaluation.report import COLUMNS, cells_of, draw_figure, draw_trade_off, line_of
 from utils.evaluation.results import Results
@@ -59,8 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--num_samples", "pictures a row; only rows with the same number can be compared", 5000)
     parser.add_count(
         "--num_few",
-        f"pictures of a row of more than {BASE_STEPS} DDIM steps, which is scored by how they differ from as many with "
-        f"{BASE_STEPS} steps; with as many as --num_samples it is scored alone",
+        f"pictures of a row of {2 * BASE_STEPS} DDIM steps, which is scored by how they differ from as many with half "
+        "the steps, and so on, with half the pictures at each doubling; with as many as --num_samples, rows are scored "
+        "alone",
         1000,
     )
     parser.add_count(
@@ -165,8 +166,11 @@ def choose_candidates(
 def passes_of(arguments: argparse.Namespace) -> int:
     """About how often a picture of the teacher goes through the network, in all rows together."""
     steps = arguments.sampling_steps or [2**k for k in range(9)]
-    pictures = {n: arguments.num_few if n > BASE_STEPS else arguments.num_samples for n in steps}
-    return FORWARD_PASSES * len(arguments.samplers) * sum(n * count for n, count in pictures.items())
+    return FORWARD_PASSES * sum(
+        n * num_pictures(sampler, n, arguments.num_samples, arguments.num_few)
+        for sampler in arguments.samplers
+        for n in steps
+    )
 
 
 def candidate_of(name: str, checkpoint: Checkpoint, sampler: str, steps: int, guidance: float) -> Candidate:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from utils.checkpoint_files import load_checkpoint, save_checkpoint
 from utils.compute import Compute
-from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate
+from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, base_of, num_pictures
 from utils.evaluation.evaluation import Evaluation, to_bytes
 from utils.evaluation.metrics import Extractor
 from utils.evaluation.results import Results
@@ -119,8 +119,8 @@ def test_the_fewest_steps_that_give_the_same_pictures(tmp_path, monkeypatch):
         sampling_steps=None,
     )
     assert evaluation(tmp_path).fewest_steps() == 128
-    assert sorted(drawn) == [64, 128, 256, 512, 1024]
-    assert evaluation(tmp_path).fewest_steps() == 128 and len(drawn) == 5
+    assert sorted(drawn) == [1, 2, 4, 8, 16, 32, 64, 128, 1024]
+    assert evaluation(tmp_path).fewest_steps() == 128 and len(drawn) == 9
 
 
 def shifted(per_step: float):
@@ -138,10 +138,10 @@ def shifted(per_step: float):
     return sampler
 
 
-def test_many_steps_are_scored_by_how_a_few_pictures_differ_from_those_of_32(tmp_path, monkeypatch):
+def test_many_steps_are_scored_by_how_a_few_pictures_differ_from_those_of_half_as_many(tmp_path, monkeypatch):
     sees = Extractor("means", 3, 2, lambda images: (images.double().mean((2, 3)), (images[:, 0, 0, 0] > 127).long()))
     path = evaluation(tmp_path).teacher.path
-    base, many = (Candidate("teacher", path, "ddim", steps) for steps in (32, 64))
+    base, many, more = (Candidate("teacher", path, "ddim", steps) for steps in (32, 64, 128))
 
     def scores(name, candidate, **changes):
         (tmp_path / name).mkdir()
@@ -149,31 +149,48 @@ def test_many_steps_are_scored_by_how_a_few_pictures_differ_from_those_of_32(tmp
         return evaluated, evaluated.evaluate(candidate)
 
     monkeypatch.setattr(Evaluation, "_sampler", shifted(0.0))
-    evaluated, found = scores("equal", many, num_few=7)
-    of_base = evaluated.results.find(evaluated.key(base))
-    assert all(found[name] == pytest.approx(of_base[name]) for name in ("fid", "kid", "class_distance", "classes"))
+    evaluated, found = scores("equal", more, num_few=7)
+    for fewer in (base, many):
+        other = evaluated.results.find(evaluated.key(fewer))
+        assert all(found[name] == pytest.approx(other[name]) for name in ("fid", "kid", "class_distance", "classes"))
 
     monkeypatch.setattr(Evaluation, "_sampler", shifted(0.001))
-    _, alone = scores("alone", many, num_few=20)
-    _, few = scores("few", many, num_samples=7, num_few=7)
-    evaluated, found = scores("difference", many, num_few=7)
-    assert abs(found["fid"] - alone["fid"]) < 0.1 * abs(few["fid"] - alone["fid"])
-    assert found["classes"] != few["classes"] and sum(found["classes"]) == pytest.approx(1)
+    for row, count in ((many, 7), (more, 3)):
+        _, alone = scores(f"alone-{count}", row, num_few=20)
+        _, few = scores(f"few-{count}", row, num_samples=count, num_few=count)
+        _, found = scores(f"difference-{count}", row, num_few=7)
+        assert abs(found["fid"] - alone["fid"]) < 0.1 * abs(few["fid"] - alone["fid"])
+        assert found["classes"] != few["classes"] and sum(found["classes"]) == pytest.approx(1)
+
+
+def test_twice_the_steps_take_half_the_pictures():
+    counts = [num_pictures("ddim", n, 5000, 1000) for n in (1, 32, 33, 48, 64, 128, 256, 512, 1024)]
+    assert counts == [5000, 5000, 1000, 1000, 1000, 500, 250, 250, 250]
+    assert [num_pictures("ddim", n, 1000, 1000) for n in (32, 64, 128)] == [1000] * 3
+    assert [num_pictures(sampler, 64, 5000, 1000) for sampler in ("ancestral", None)] == [5000] * 2
+    bases = [base_of(Candidate("teacher", sampling_steps=n)).sampling_steps for n in (33, 64, 65, 128, 1024)]
+    assert bases == [32, 32, 32, 64, 512]
 
 
 def test_what_a_row_of_many_steps_costs(tmp_path, monkeypatch):
-    """A few pictures of it and of its base, and the base; which are counted, and not drawn for each such row."""
+    """A few pictures of it, and its base, whose few are not drawn again, unless its row was found in the file."""
     evaluated = evaluation(tmp_path, num_few=7, bar=tqdm(disable=True))
     base, many, more = (Candidate("teacher", evaluated.teacher.path, "ddim", steps) for steps in (32, 64, 128))
-    whole, few, compared = 4, 2, 11  # batches of 6 pictures of 20, 7 and 64
-    assert evaluated.num_network_evaluations([many, more]) == few * (128 + 64 + 32) + whole * 32 + compared * 16
-    assert evaluated.num_network_evaluations([many, base]) == few * (64 + 32) + whole * 32 + compared * 16
+    whole, few, fewer, compared = 4, 2, 1, 11  # batches of 6 pictures of 20, 7, 3 and 64
+    expected = whole * 32 + few * 64 + compared * 16
+    assert evaluated.num_network_evaluations([many, more]) == expected + fewer * 128
+    assert evaluated.num_network_evaluations([many, base]) == expected
+    assert evaluated.num_network_evaluations([more]) == expected + fewer * 128
     drawn, draw = [], Evaluation._features
     monkeypatch.setattr(Evaluation, "_features", lambda self, *args: drawn.append(args[0]) or draw(self, *args))
-    for row in (many, more, base):
+    for row in (many, base):
         assert evaluated.evaluate(row)["evaluations"] == row.sampling_steps
-    assert sorted(row.sampling_steps for row in drawn) == [32, 32, 64, 128]
-    assert evaluated.num_network_evaluations([many, more, base]) == 0
+    assert [row.sampling_steps for row in drawn] == [32, 64]
+    again = evaluation(tmp_path, num_few=7)
+    assert again.num_network_evaluations([more]) == fewer * (128 + 64) + compared * 16
+    again.evaluate(more)
+    assert [row.sampling_steps for row in drawn] == [32, 64, 128, 64]
+    assert again.num_network_evaluations([many, more, base]) == 0
     for num_few in (8, 20):
         other = evaluation(tmp_path, num_few=num_few)
         assert other.results.find(other.key(many)) is None and other.results.find(other.key(base)) is not None

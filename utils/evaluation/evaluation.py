@@ -16,7 +16,7 @@ from utils.checkpoint_files import load_checkpoint
 from utils.checkpoints import Checkpoint
 from utils.compute import Compute
 from utils.data.image_set import content_hash
-from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate
+from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, base_of, num_pictures
 from utils.evaluation.metrics import Extractor, Features, QualityMetrics, Scores
 from utils.evaluation.results import Results
 from utils.files import sha256
@@ -26,13 +26,17 @@ from utils.sampling import batches_of, draw_all, draw_batch
 from utils.schema import Config
 
 NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
-BASE_STEPS = 32  # rows of more DDIM steps are scored by how a few of their pictures differ from those of so many
 SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
 
 
 def to_bytes(x: Tensor) -> Tensor:
     """Pictures in [-1, 1] (values beyond are cut) as uint8, as a PNG would hold them."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def first(values: Tensor | None, count: int) -> Tensor | None:
+    """The first so many, copied, so that the others need not be kept; None of None."""
+    return None if values is None else values[:count].clone()
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Evaluation:
     The batches are divided among the ranks; each is given the features of all, and so finds the same results.
 
     Attributes:
-        num_few: pictures of a row of more than `BASE_STEPS` DDIM steps.
+        num_few: pictures of a row of 64 DDIM steps; see `num_pictures`.
         teacher: what DDIM pictures are compared with, at 1024 steps, from the same noise.
         compared_guidance: the scale at which they are; at each further one it would be 2048 evaluations more.
         batch_size: pictures drawn at once; it changes speed and rounding, so results are shared between batch sizes.
@@ -62,6 +66,7 @@ class Evaluation:
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
     compared_guidance: float = 1.0
     reference: Tensor | None = None
+    few_features: dict[Candidate, Features] = field(default_factory=dict)
 
     def key(self, candidate: Candidate) -> dict[str, Any]:
         """Everything that a candidate's scores depend on: what its results are found by in the file."""
@@ -84,40 +89,48 @@ class Evaluation:
             key["teacher_sha256"] = self.teacher.sha256
         if candidate.sampler == "ancestral":
             key["variance"] = self.config.sampling.variance_fraction
-        is_difference = self._base_of(candidate) is not None
-        key |= {"num_few": self.num_few if is_difference else None, "base_steps": BASE_STEPS if is_difference else None}
-        return key
+        base = self._base_of(candidate)
+        return key | {"num_few": base and self.num_few, "base_steps": base and base.sampling_steps}
 
     def evaluate(self, candidate: Candidate) -> dict[str, Any]:
         """The results of a candidate: found in the file, or computed and added to it."""
         key = self.key(candidate)
         if entry := self.results.find(key):
             return entry
-        self.bar.set_description(str(candidate))
         found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None}
-        found |= {"distance": None, "right": None, "guidance": candidate.guidance}
+        found |= {"distance": None, "guidance": candidate.guidance}
         found |= asdict(self._score(candidate, found))
         self.results.add(key | found)
         return key | found
 
     def num_network_evaluations(self, candidates: list[Candidate]) -> int:
         """How often a rank runs the network for those that are not in the file: batches times steps."""
-        missing = [c for c in candidates if c.path and not self.results.find(self.key(c))]
-        bases = {base for base in map(self._base_of, missing) if base}
-        missing += [base for base in bases if base not in candidates and not self.results.find(self.key(base))]
-        drawn = [(c, self.num_few if self._base_of(c) else self.num_samples) for c in missing]
-        drawn += [(base, self.num_few) for base in bases]
-        if self.reference is None and any(map(self._is_compared, missing)):
-            drawn.append((self._reference_candidate(), NUM_COMPARED))
-        return sum(
-            candidate.sampling_steps * candidate.evaluations_per_step * tasks_per_rank(self._batches(count))
-            for candidate, count in drawn
-        )
+        drawn: dict[Candidate, int] = {}
+
+        def plan(candidate: Candidate) -> None:
+            count = self._num_pictures(candidate)
+            if not candidate.path or drawn.get(candidate, 0) >= count or self.results.find(self.key(candidate)):
+                return
+            drawn[candidate] = count
+            if base := self._base_of(candidate):
+                drawn[base] = max(drawn.get(base, 0), count)
+                plan(base)
+
+        for candidate in candidates:
+            plan(candidate)
+        total = sum(self._num_evaluations(candidate, count) for candidate, count in drawn.items())
+        if self.reference is None and any(map(self._is_compared, drawn)):
+            total += self._num_evaluations(self._reference_candidate(), NUM_COMPARED)
+        return total
+
+    def _num_evaluations(self, candidate: Candidate, count: int) -> int:
+        """How often a rank runs the network for the first `count` pictures of a candidate."""
+        return candidate.sampling_steps * candidate.evaluations_per_step * tasks_per_rank(self._batches(count))
 
     def fewest_steps(self) -> int:
         """The fewest steps, a power of two, with which the teacher draws the pictures that it draws with 1024.
 
-        They are the same if they differ by less than `SAME_PICTURE`, and so do those of all greater powers of two.
+        They are the same if they differ by less than `SAME_PICTURE`; more steps come nearer still.
         """
         key = {
             "name": "fewest steps",
@@ -131,16 +144,15 @@ class Evaluation:
         }
         entry = self.results.find(key)
         if entry is None:
-            reference, distances = self._reference_candidate(), {}
-            steps = reference.sampling_steps
-            while steps > 1:
-                candidate = replace(reference, sampling_steps=steps // 2)
-                self.bar.set_description(f"{candidate}, is it as good as {reference.sampling_steps}?")
-                pictures = self._first_pictures(candidate)
-                distances[steps // 2] = float((pictures - self._reference()).square().mean().sqrt())
-                if distances[steps // 2] >= SAME_PICTURE:
+            pictures, distances, steps = self._reference(), {}, 1
+            most = self._reference_candidate()
+            while steps < most.sampling_steps:
+                candidate = replace(most, sampling_steps=steps)
+                self.bar.set_description(f"{candidate}, is it as good as {most.sampling_steps}?")
+                distances[steps] = float((self._first_pictures(candidate) - pictures).square().mean().sqrt())
+                if distances[steps] < SAME_PICTURE:
                     break
-                steps //= 2
+                steps *= 2
             entry = key | {"steps": steps, "distances": distances}
             self.results.add(entry)
         return entry["steps"]
@@ -160,32 +172,29 @@ class Evaluation:
         return QualityMetrics(self.extractor, real, device)
 
     def _base_of(self, candidate: Candidate) -> Candidate | None:
-        """What a candidate is scored by its difference from; None where it is scored by all its pictures."""
-        if candidate.sampler != "ddim" or candidate.sampling_steps <= BASE_STEPS or self.num_few >= self.num_samples:
-            return None
-        return replace(candidate, sampling_steps=BASE_STEPS)
+        return base_of(candidate) if self._num_pictures(candidate) < self.num_samples else None
+
+    def _num_pictures(self, candidate: Candidate) -> int:
+        return num_pictures(candidate.sampler, candidate.sampling_steps, self.num_samples, self.num_few)
 
     def _score(self, candidate: Candidate, found: dict[str, Any]) -> Scores:
         """The scores of a candidate; what else is measured of its pictures is added to `found`."""
-        base = self._base_of(candidate)
+        base, count = self._base_of(candidate), self._num_pictures(candidate)
+        of_base = self.evaluate(base) if base else None
+        features = self._features(candidate, count, found)
+        scores, found["right"] = self._metrics.score([features]), self._share_of_right(features)
         if base is None:
-            return self._metrics.score(self._features(candidate, found, self.num_samples))
-        of_base, few_of_base, right_of_few = self.evaluate(base), *self._few(base)
-        few = self._metrics.score(self._features(candidate, found, self.num_few))
+            return scores
+        few_of_base = self._few_features(base, count)
         if found["right"] is not None:
-            found["right"] += of_base["right"] - right_of_few
+            found["right"] += of_base["right"] - self._share_of_right(few_of_base)
         of_all = Scores(**{each.name: of_base[each.name] for each in fields(Scores)})
-        return self._metrics.score_by_difference(of_all, few, few_of_base)
+        return self._metrics.score_by_difference(of_all, scores, self._metrics.score([few_of_base]))
 
-    @cached_property
-    def _few(self) -> Callable[[Candidate], tuple[Scores, float | None]]:
-        """The scores of the first few pictures of a candidate, and the share of right classes among them."""
-
-        def score(candidate: Candidate) -> tuple[Scores, float | None]:
-            found: dict[str, Any] = {"right": None}
-            return self._metrics.score(self._features(candidate, found, self.num_few)), found["right"]
-
-        return cache(score)
+    def _few_features(self, candidate: Candidate, count: int) -> Features:
+        """The features of the first `count` pictures; kept if these were drawn, drawn if the row was in the file."""
+        features, classes = self.few_features.get(candidate) or self._features(candidate, count, {})
+        return first(features, count), first(classes, count)
 
     def _batches(self, count: int) -> list[range]:
         return batches_of(count, self.batch_size)
@@ -233,23 +242,29 @@ class Evaluation:
 
         return distributed_map(features, self._batches(count))
 
-    def _features(self, candidate: Candidate, found: dict[str, Any], count: int) -> Iterator[Features]:
+    @torch.inference_mode()
+    def _features(self, candidate: Candidate, count: int, found: dict[str, Any]) -> Features:
         """The features of a candidate's first pictures; what else is measured of them is added to `found`."""
+        self.bar.set_description(str(candidate))
         if candidate == TRAINING_IMAGES:
             generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
             chosen = torch.randperm(len(self.training_images), generator=generator)
-            yield from self._extract(count, lambda indices: self.training_images[chosen[list(indices)]])
+            batches = self._extract(count, lambda indices: self.training_images[chosen[list(indices)]])
         elif candidate == UNIFORM_NOISE:
-            yield from self._extract(count, self._uniform_noise)
+            batches = self._extract(count, self._uniform_noise)
         else:
-            yield from self._features_of_samples(candidate, found, count)
+            batches = self._features_of_samples(candidate, count, found)
+        features, classes = (None if parts[0] is None else torch.cat(parts) for parts in zip(*batches, strict=True))
+        if candidate.path:
+            self.few_features[candidate] = first(features, self.num_few), first(classes, self.num_few)
+        return features, classes
 
     def _uniform_noise(self, indices: range) -> Tensor:
         generators = (torch.Generator().manual_seed(seed_of("uniform noise", self.seed, index=i)) for i in indices)
         shape = self.test_images.shape[1:]
         return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])
 
-    def _features_of_samples(self, candidate: Candidate, found: dict[str, Any], count: int) -> Iterator[Features]:
+    def _features_of_samples(self, candidate: Candidate, count: int, found: dict[str, Any]) -> Iterator[Features]:
         reference = self._reference() if self._is_compared(candidate) else None
         draw, seconds, squared, evaluations = self._sampler(candidate), 0.0, 0.0, 0
         if self.compute.compiles:  # before the clock runs
@@ -272,20 +287,16 @@ class Evaluation:
                 squared += float((x[: len(compared)] - compared).square().mean(dim=(1, 2, 3)).sum())
             return to_bytes(x)
 
-        yield from self._counting_right(self._extract(count, pictures), found)
+        yield from self._extract(count, pictures)
         found["evaluations"] = sum(all_gather(evaluations)) / len(self._batches(count))
         found["device"] = str(self.compute.device)
         found["seconds_per_picture"] = sum(all_gather(seconds)) / count
         if reference is not None:
             found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, count))
 
-    def _counting_right(self, batches: Iterator[Features], found: dict[str, Any]) -> Iterator[Features]:
-        """The same batches; adds the share of pictures in which the classifier sees the class that was asked for."""
-        num_classes, index, right = self.config.network.num_classes, 0, 0
-        for features, classes in batches:
-            if num_classes and num_classes == self.extractor.num_classes:
-                asked_for = torch.arange(index, index + len(classes)) % num_classes
-                right += int((classes == asked_for).sum())
-                found["right"] = right / (index + len(classes))
-            index += len(features)
-            yield features, classes
+    def _share_of_right(self, features: Features) -> float | None:
+        """The share of the first pictures in which the classifier sees the class that was asked for."""
+        num_classes, (_, classes) = self.config.network.num_classes, features
+        if classes is None or not num_classes or num_classes != self.extractor.num_classes:
+            return None
+        return float((classes == torch.arange(len(classes)) % num_classes).double().mean())
