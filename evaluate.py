@@ -26,7 +26,7 @@ from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.data.load import load_images, require_num_classes, require_same_classes, require_test_root
 from utils.errors import InputError
-from utils.evaluation.candidate import BASE_STEPS, TRAINING_IMAGES, UNIFORM_NOISE, Candidate, num_pictures
+from utils.evaluation.candidate import BASE_STEPS, TRAINING_IMAGES, UNIFORM_NOISE, Candidate, NumPictures
 from utils.evaluation.evaluation import Evaluation
 from utils.evaluation.metrics import EXTRACTORS
 from utils.evaluation.report import COLUMNS, cells_of, draw_figure, draw_trade_off, line_of
@@ -37,7 +37,8 @@ from utils.training.students import latest_checkpoint, student_folders
 
 SAMPLERS = ["ddim", "ancestral"]
 FEW_PICTURES = 1000
-MOST_ANCESTRAL_STEPS = 64  # by default; at more, the ancestral sampler only costs more time
+MOST_ANCESTRAL_STEPS = 64  # by default: a row of so many steps costs as much as all before it
+USUAL_FEWEST_STEPS = 256  # that draw the pictures of 1024, to estimate the work before they are known
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -59,9 +60,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--num_samples", "pictures a row; only rows with the same number can be compared", 5000)
     parser.add_count(
         "--num_few",
-        f"pictures of a row of {2 * BASE_STEPS} DDIM steps, which is scored by how they differ from as many with half "
-        "the steps, and so on, with half the pictures at each doubling; with as many as --num_samples, rows are scored "
-        "alone",
+        f"pictures of the teacher's row of {2 * BASE_STEPS} DDIM steps, which is scored by how they differ from as "
+        "many with half the steps; half as many at each doubling, but at least 4 for each feature; rows for which that "
+        "would be --num_samples are scored alone",
         1000,
     )
     parser.add_count(
@@ -138,6 +139,11 @@ def find_students(arguments: argparse.Namespace, config: Config) -> list[Checkpo
     return sorted(chosen, key=lambda student: -student.default_sampling_steps)
 
 
+def powers_of_two(most: int) -> list[int]:
+    """Those up to `most`, which comes first."""
+    return [2**k for k in reversed(range(most.bit_length()))]
+
+
 def choose_candidates(
     arguments: argparse.Namespace, students: list[Checkpoint], evaluation: Evaluation
 ) -> list[Candidate]:
@@ -146,9 +152,7 @@ def choose_candidates(
         ddim_steps = ancestral_steps = sorted(set(arguments.sampling_steps), reverse=True)
     else:
         most = evaluation.fewest_steps()
-        ddim_steps, ancestral_steps = (
-            [2**k for k in reversed(range(number.bit_length()))] for number in (most, MOST_ANCESTRAL_STEPS)
-        )
+        ddim_steps, ancestral_steps = powers_of_two(most), powers_of_two(MOST_ANCESTRAL_STEPS)
         between = {student.default_sampling_steps for student in students if student.default_sampling_steps < most}
         ddim_steps = sorted({*ddim_steps, *between}, reverse=True)
     candidates, teacher = [TRAINING_IMAGES, UNIFORM_NOISE], evaluation.teacher
@@ -163,14 +167,16 @@ def choose_candidates(
     return candidates
 
 
-def passes_of(arguments: argparse.Namespace) -> int:
+def passes_of(arguments: argparse.Namespace, num_features: int) -> int:
     """About how often a picture of the teacher goes through the network, in all rows together."""
-    steps = arguments.sampling_steps or [2**k for k in range(9)]
-    return FORWARD_PASSES * sum(
-        n * num_pictures(sampler, n, arguments.num_samples, arguments.num_few)
+    steps = {"ddim": powers_of_two(USUAL_FEWEST_STEPS), "ancestral": powers_of_two(MOST_ANCESTRAL_STEPS)}
+    rows = [
+        Candidate("teacher", sampler=sampler, sampling_steps=n)
         for sampler in arguments.samplers
-        for n in steps
-    )
+        for n in arguments.sampling_steps or steps[sampler]
+    ]
+    pictures = NumPictures(arguments.num_samples, arguments.num_few, num_features)
+    return FORWARD_PASSES * sum(row.sampling_steps * pictures.of(row) for row in rows)
 
 
 def candidate_of(name: str, checkpoint: Checkpoint, sampler: str, steps: int, guidance: float) -> Candidate:
@@ -211,8 +217,9 @@ def main() -> None:
 
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
-        compute = Compute.choose(config, device, passes=passes_of(arguments), training=False)
         extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
+        passes = passes_of(arguments, extractor.num_features)
+        compute = Compute.choose(config, device, passes=passes, training=False)
         tqdm.write(
             f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {arguments.features}, to {folder}"
         )

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from utils.checkpoint_files import load_checkpoint, save_checkpoint
 from utils.compute import Compute
-from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, base_of, num_pictures
+from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, NumPictures
 from utils.evaluation.evaluation import Evaluation, to_bytes
 from utils.evaluation.metrics import Extractor
 from utils.evaluation.results import Results
@@ -149,49 +149,56 @@ def test_many_steps_are_scored_by_how_a_few_pictures_differ_from_those_of_half_a
         return evaluated, evaluated.evaluate(candidate)
 
     monkeypatch.setattr(Evaluation, "_sampler", shifted(0.0))
-    evaluated, found = scores("equal", more, num_few=7)
+    evaluated, found = scores("equal", more, num_few=14)
     for fewer in (base, many):
         other = evaluated.results.find(evaluated.key(fewer))
         assert all(found[name] == pytest.approx(other[name]) for name in ("fid", "kid", "class_distance", "classes"))
 
     monkeypatch.setattr(Evaluation, "_sampler", shifted(0.001))
-    for row, count in ((many, 7), (more, 3)):
+    for row, count in ((many, 14), (more, 12)):
         _, alone = scores(f"alone-{count}", row, num_few=20)
         _, few = scores(f"few-{count}", row, num_samples=count, num_few=count)
-        _, found = scores(f"difference-{count}", row, num_few=7)
+        _, found = scores(f"difference-{count}", row, num_few=14)
         assert abs(found["fid"] - alone["fid"]) < 0.1 * abs(few["fid"] - alone["fid"])
         assert found["classes"] != few["classes"] and sum(found["classes"]) == pytest.approx(1)
 
 
-def test_twice_the_steps_take_half_the_pictures():
-    counts = [num_pictures("ddim", n, 5000, 1000) for n in (1, 32, 33, 48, 64, 128, 256, 512, 1024)]
-    assert counts == [5000, 5000, 1000, 1000, 1000, 500, 250, 250, 250]
-    assert [num_pictures("ddim", n, 1000, 1000) for n in (32, 64, 128)] == [1000] * 3
-    assert [num_pictures(sampler, 64, 5000, 1000) for sampler in ("ancestral", None)] == [5000] * 2
-    bases = [base_of(Candidate("teacher", sampling_steps=n)).sampling_steps for n in (33, 64, 65, 128, 1024)]
-    assert bases == [32, 32, 32, 64, 512]
+def test_twice_the_steps_take_half_the_pictures_but_enough_for_the_features():
+    def counts(*steps, name="teacher", sampler="ddim", num_samples=5000, num_few=1000, num_features=100):
+        rows = (Candidate(name, sampler=sampler, sampling_steps=n) for n in steps)
+        return list(map(NumPictures(num_samples, num_few, num_features).of, rows))
+
+    assert counts(1, 32, 33, 48, 64, 128, 256, 1024) == [5000, 5000, 1000, 1000, 1000, 500, 400, 400]
+    assert counts(64, 128, num_few=10) == [400, 400] and counts(64, 128, num_features=2048) == [5000, 5000]
+    assert counts(32, 64, 128, num_samples=600) == [600, 600, 500]
+    assert counts(64, sampler="ancestral") == counts(64, name="distilled") == counts(None, sampler=None) == [5000]
+    rows = [Candidate("teacher", sampler="ddim", sampling_steps=n) for n in (32, 33, 64, 65, 128, 1024)]
+    none, *bases = map(NumPictures(5000, 1000, 100).base_of, rows)
+    assert none is None and [base.sampling_steps for base in bases] == [32, 32, 32, 64, 512]
 
 
 def test_what_a_row_of_many_steps_costs(tmp_path, monkeypatch):
     """A few pictures of it, and its base, whose few are not drawn again, unless its row was found in the file."""
-    evaluated = evaluation(tmp_path, num_few=7, bar=tqdm(disable=True))
+    evaluated = evaluation(tmp_path, num_few=14, bar=tqdm(disable=True))
     base, many, more = (Candidate("teacher", evaluated.teacher.path, "ddim", steps) for steps in (32, 64, 128))
-    whole, few, fewer, compared = 4, 2, 1, 11  # batches of 6 pictures of 20, 7, 3 and 64
+    whole, few, fewer, compared = 4, 3, 2, 11  # batches of 6 pictures of 20, 14, 12 and 64
     expected = whole * 32 + few * 64 + compared * 16
     assert evaluated.num_network_evaluations([many, more]) == expected + fewer * 128
     assert evaluated.num_network_evaluations([many, base]) == expected
     assert evaluated.num_network_evaluations([more]) == expected + fewer * 128
+    far = Candidate("teacher", evaluated.teacher.path, "ddim", 512)
+    assert evaluated.num_network_evaluations([far]) == expected + fewer * (128 + 256 + 512)
     drawn, draw = [], Evaluation._features
     monkeypatch.setattr(Evaluation, "_features", lambda self, *args: drawn.append(args[0]) or draw(self, *args))
     for row in (many, base):
         assert evaluated.evaluate(row)["evaluations"] == row.sampling_steps
     assert [row.sampling_steps for row in drawn] == [32, 64]
-    again = evaluation(tmp_path, num_few=7)
-    assert again.num_network_evaluations([more]) == fewer * (128 + 64) + compared * 16
+    again = evaluation(tmp_path, num_few=14)
+    assert again.num_network_evaluations([more]) == fewer * 128 + few * 64 + compared * 16
     again.evaluate(more)
     assert [row.sampling_steps for row in drawn] == [32, 64, 128, 64]
     assert again.num_network_evaluations([many, more, base]) == 0
-    for num_few in (8, 20):
+    for num_few in (15, 20):
         other = evaluation(tmp_path, num_few=num_few)
         assert other.results.find(other.key(many)) is None and other.results.find(other.key(base)) is not None
 

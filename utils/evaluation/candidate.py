@@ -1,9 +1,14 @@
 """What can be evaluated: models at a number of steps, and what they are compared with."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 BASE_STEPS = 32  # rows of more DDIM steps are scored by how a few of their pictures differ from those of half the steps
+
+# With few pictures for each feature FID hardly knows their covariance, and the difference of two comes out too small:
+# by a tenth or so with 4, while with fewer than 1 it may have the wrong sign.
+PICTURES_PER_FEATURE = 4
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,53 @@ class Candidate:
 TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("uniform noise")
 
 
-def base_of(candidate: Candidate) -> Candidate:
-    """The row of half as many steps, but at least `BASE_STEPS`, from which a candidate's difference is measured."""
-    return replace(candidate, sampling_steps=max(BASE_STEPS, candidate.sampling_steps // 2))
+@dataclass(frozen=True)
+class NumPictures:
+    """How many pictures of each row are drawn: `num_samples`, or fewer where its difference from another row will do.
 
-
-def num_pictures(sampler: str | None, sampling_steps: int | None, num_samples: int, num_few: int) -> int:
-    """How many pictures of a row are drawn: `num_samples`, or fewer where a difference from the row before will do.
-
-    With twice the steps DDIM's error is half, and so are the differences of pictures, and of their scores: half as many
-    pictures cost as much and say more (multilevel Monte Carlo, Giles 2008). Below a quarter of `num_few`, FID would
-    have too few pictures for its covariance.
+    So it is for the teacher, whose error by DDIM halves with twice the steps, and with it the differences of pictures
+    and scores: half as many pictures then say more, for the same work (multilevel Monte Carlo, Giles 2008). It is not
+    for students, which are made for one number of steps.
     """
-    if sampler != "ddim" or sampling_steps <= BASE_STEPS or num_few >= num_samples:
-        return num_samples
-    return min(num_few, max(num_few * 2 * BASE_STEPS // sampling_steps, -(-num_few // 4)))
+
+    num_samples: int
+    num_few: int
+    num_features: int
+
+    @property
+    def most_few(self) -> int:
+        """The most pictures of a row that is scored by its difference from another."""
+        return max(self.num_few, PICTURES_PER_FEATURE * self.num_features)
+
+    def of(self, candidate: Candidate) -> int:
+        """The number of pictures of a row."""
+        if candidate.name != "teacher" or candidate.sampler != "ddim" or candidate.sampling_steps <= BASE_STEPS:
+            return self.num_samples
+        few = self.num_few * 2 * BASE_STEPS // max(candidate.sampling_steps, 2 * BASE_STEPS)
+        return min(self.num_samples, max(few, PICTURES_PER_FEATURE * self.num_features))
+
+    def base_of(self, candidate: Candidate) -> Candidate | None:
+        """The row from which a row's difference is measured, of half as many steps; None if it is scored alone."""
+        if self.of(candidate) == self.num_samples:
+            return None
+        return replace(candidate, sampling_steps=max(BASE_STEPS, candidate.sampling_steps // 2))
+
+    def kept_of(self, base: Candidate) -> int:
+        """How many pictures of a base are kept, or drawn if its row was there already: as many as any row needs."""
+        return min(self.most_few, self.of(base))
+
+    def to_draw(self, candidates: Iterable[Candidate], is_there: Callable[[Candidate], bool]) -> dict[Candidate, int]:
+        """How many pictures of which rows are drawn for these, if those that are there already are not."""
+        rows: dict[Candidate, int] = {}
+        bases: dict[Candidate, int] = {}
+
+        def add(candidate: Candidate) -> None:
+            if candidate.path and candidate not in rows and not is_there(candidate):
+                rows[candidate] = self.of(candidate)
+                if base := self.base_of(candidate):
+                    bases[base] = self.kept_of(base)
+                    add(base)
+
+        for candidate in candidates:
+            add(candidate)
+        return bases | rows

@@ -16,7 +16,7 @@ from utils.checkpoint_files import load_checkpoint
 from utils.checkpoints import Checkpoint
 from utils.compute import Compute
 from utils.data.image_set import content_hash
-from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, base_of, num_pictures
+from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, NumPictures
 from utils.evaluation.metrics import Extractor, Features, QualityMetrics, Scores
 from utils.evaluation.results import Results
 from utils.files import sha256
@@ -46,7 +46,7 @@ class Evaluation:
     The batches are divided among the ranks; each is given the features of all, and so finds the same results.
 
     Attributes:
-        num_few: pictures of a row of 64 DDIM steps; see `num_pictures`.
+        num_few: pictures of a row of 64 DDIM steps, or more where there are many features: see `NumPictures`.
         teacher: what DDIM pictures are compared with, at 1024 steps, from the same noise.
         compared_guidance: the scale at which they are; at each further one it would be 2048 evaluations more.
         batch_size: pictures drawn at once; it changes speed and rounding, so results are shared between batch sizes.
@@ -89,8 +89,8 @@ class Evaluation:
             key["teacher_sha256"] = self.teacher.sha256
         if candidate.sampler == "ancestral":
             key["variance"] = self.config.sampling.variance_fraction
-        base = self._base_of(candidate)
-        return key | {"num_few": base and self.num_few, "base_steps": base and base.sampling_steps}
+        base = self._num_pictures.base_of(candidate)
+        return key | {"num_few": base and self._num_pictures.most_few, "base_steps": base and base.sampling_steps}
 
     def evaluate(self, candidate: Candidate) -> dict[str, Any]:
         """The results of a candidate: found in the file, or computed and added to it."""
@@ -105,32 +105,18 @@ class Evaluation:
 
     def num_network_evaluations(self, candidates: list[Candidate]) -> int:
         """How often a rank runs the network for those that are not in the file: batches times steps."""
-        drawn: dict[Candidate, int] = {}
-
-        def plan(candidate: Candidate) -> None:
-            count = self._num_pictures(candidate)
-            if not candidate.path or drawn.get(candidate, 0) >= count or self.results.find(self.key(candidate)):
-                return
-            drawn[candidate] = count
-            if base := self._base_of(candidate):
-                drawn[base] = max(drawn.get(base, 0), count)
-                plan(base)
-
-        for candidate in candidates:
-            plan(candidate)
-        total = sum(self._num_evaluations(candidate, count) for candidate, count in drawn.items())
-        if self.reference is None and any(map(self._is_compared, drawn)):
-            total += self._num_evaluations(self._reference_candidate(), NUM_COMPARED)
-        return total
-
-    def _num_evaluations(self, candidate: Candidate, count: int) -> int:
-        """How often a rank runs the network for the first `count` pictures of a candidate."""
-        return candidate.sampling_steps * candidate.evaluations_per_step * tasks_per_rank(self._batches(count))
+        drawn = list(self._num_pictures.to_draw(candidates, lambda c: bool(self.results.find(self.key(c)))).items())
+        if self.reference is None and any(self._is_compared(candidate) for candidate, _ in drawn):
+            drawn.append((self._reference_candidate(), NUM_COMPARED))
+        return sum(
+            candidate.sampling_steps * candidate.evaluations_per_step * tasks_per_rank(self._batches(count))
+            for candidate, count in drawn
+        )
 
     def fewest_steps(self) -> int:
         """The fewest steps, a power of two, with which the teacher draws the pictures that it draws with 1024.
 
-        They are the same if they differ by less than `SAME_PICTURE`; more steps come nearer still.
+        They are the same if they differ by less than `SAME_PICTURE`; with more steps, DDIM comes nearer still.
         """
         key = {
             "name": "fewest steps",
@@ -153,7 +139,7 @@ class Evaluation:
                 if distances[steps] < SAME_PICTURE:
                     break
                 steps *= 2
-            entry = key | {"steps": steps, "distances": distances}
+            entry = key | {"steps": min(steps, most.sampling_steps), "distances": distances}
             self.results.add(entry)
         return entry["steps"]
 
@@ -171,15 +157,13 @@ class Evaluation:
         device = self.compute.device if self.compute.device.type != "mps" else torch.device("cpu")  # needs float64
         return QualityMetrics(self.extractor, real, device)
 
-    def _base_of(self, candidate: Candidate) -> Candidate | None:
-        return base_of(candidate) if self._num_pictures(candidate) < self.num_samples else None
-
-    def _num_pictures(self, candidate: Candidate) -> int:
-        return num_pictures(candidate.sampler, candidate.sampling_steps, self.num_samples, self.num_few)
+    @cached_property
+    def _num_pictures(self) -> NumPictures:
+        return NumPictures(self.num_samples, self.num_few, self.extractor.num_features)
 
     def _score(self, candidate: Candidate, found: dict[str, Any]) -> Scores:
         """The scores of a candidate; what else is measured of its pictures is added to `found`."""
-        base, count = self._base_of(candidate), self._num_pictures(candidate)
+        base, count = self._num_pictures.base_of(candidate), self._num_pictures.of(candidate)
         of_base = self.evaluate(base) if base else None
         features = self._features(candidate, count, found)
         scores, found["right"] = self._metrics.score([features]), self._share_of_right(features)
@@ -188,12 +172,14 @@ class Evaluation:
         few_of_base = self._few_features(base, count)
         if found["right"] is not None:
             found["right"] += of_base["right"] - self._share_of_right(few_of_base)
+            found["right"] = min(max(found["right"], 0.0), 1.0)
         of_all = Scores(**{each.name: of_base[each.name] for each in fields(Scores)})
         return self._metrics.score_by_difference(of_all, scores, self._metrics.score([few_of_base]))
 
     def _few_features(self, candidate: Candidate, count: int) -> Features:
-        """The features of the first `count` pictures; kept if these were drawn, drawn if the row was in the file."""
-        features, classes = self.few_features.get(candidate) or self._features(candidate, count, {})
+        if candidate not in self.few_features:  # the row was in the file
+            self._features(candidate, self._num_pictures.kept_of(candidate), {})
+        features, classes = self.few_features[candidate]
         return first(features, count), first(classes, count)
 
     def _batches(self, count: int) -> list[range]:
@@ -256,7 +242,8 @@ class Evaluation:
             batches = self._features_of_samples(candidate, count, found)
         features, classes = (None if parts[0] is None else torch.cat(parts) for parts in zip(*batches, strict=True))
         if candidate.path:
-            self.few_features[candidate] = first(features, self.num_few), first(classes, self.num_few)
+            few = self._num_pictures.most_few
+            self.few_features[candidate] = first(features, few), first(classes, few)
         return features, classes
 
     def _uniform_noise(self, indices: range) -> Tensor:

@@ -155,7 +155,7 @@ class QualityMetrics:
         """The scores of pictures of which only a few were drawn, by how these differ from others of the same noise.
 
         A control variate: FID depends on the number of pictures, and by chance on which, but where both sets resemble
-        each other picture by picture, it does so alike in both.
+        each other picture by picture, and are several times as many as the features, it does so much alike in both.
 
         Args:
             of_others: the scores of all the others.
@@ -168,7 +168,10 @@ class QualityMetrics:
             )
             return of_all + of_few - of_same_few
 
-        classes = None if of_others.classes is None else corrected("classes")
+        classes = None
+        if of_others.classes is not None:
+            classes = corrected("classes").clamp(min=0)
+            classes /= classes.sum()
         return self._scores(float(corrected("fid")), float(corrected("kid")), of_others.kid_std, classes)
 
     def _scores(self, fid: float, kid: float, kid_std: float, classes: Tensor | None) -> Scores:
