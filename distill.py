@@ -193,10 +193,12 @@ def main() -> None:
         stages.insert(0, (folder / CONVERSION_NAME, None))
     passes = DISTILLATION_PASSES * settings.batch_size * sum(settings.num_training_steps(n) for _, n in stages)
     data = None  # until there is something to do
+    previous = None  # all students compute as the first one did, whenever they are begun
 
     with ExitStack() as held:
         for stage_folder, n in stages:
             run = Run.of_student(stage_folder, config, teacher, n, restart=arguments.restart)
+            previous = run.previous_compute or previous
             if run.finished:
                 print(f"{run.folder}: finished, all {run.num_steps} steps")
             else:
@@ -209,7 +211,8 @@ def main() -> None:
                         cli.restart_is_done()
                 run.use_data(data.description)
                 require_same_images(teacher, data, is_student=teacher.path.is_relative_to(folder))
-                compute = Compute.choose(config, device, passes=passes, training=True, previous=run.previous_compute)
+                compute = Compute.choose(config, device, passes=passes, training=True, previous=previous)
+                previous = compute.as_dict()
                 what = f"{n} steps" if n else said_by_conversion(run)
                 step = run.state["step"] if run.state else 0
                 print(f"distilling on {compute}, to {what}, from step {step}, writing to {run.folder}")

@@ -36,7 +36,8 @@ class _NormalizeScaleShift(torch.autograd.Function):
     """y = (h - mean) / deviation * gain + bias, with the mean and deviation of each group of channels of an image.
 
     That is a h + b, with a and b of each image and channel, and so is its gradient one in h and dy: a few passes over
-    the pixels in bfloat16, where the sums are float32, and all else is as small as [B, C].
+    the pixels in bfloat16, where the sums are float32, and all else is as small as [B, C]. The mean is taken off first,
+    as near as bfloat16 comes to it: of squares that are mostly those of the mean, little would be left.
     """
 
     @staticmethod
@@ -44,9 +45,11 @@ class _NormalizeScaleShift(torch.autograd.Function):
         """h [B, C, H, W] in bfloat16, gain and bias [B, C] in float32, to the shape and type of h."""
         x = _pixels(h)
         mean = _mean_of_groups(x.sum(1, dtype=torch.float32) / x.shape[1], groups)
+        shift = _row(mean)
+        x, mean = x - shift, mean - shift[:, 0]  # what is left of it
         square = _mean_of_groups((x * x).sum(1, dtype=torch.float32) / x.shape[1], groups)
         rstd = ((square - mean * mean).clamp(min=0) + eps).rsqrt()
-        ctx.save_for_backward(h, gain, mean, rstd)
+        ctx.save_for_backward(x, gain, mean, rstd)
         ctx.groups = groups
         a = rstd * gain
         return _image(torch.addcmul(_row(bias - mean * a), x, _row(a)), h)
@@ -54,16 +57,16 @@ class _NormalizeScaleShift(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of h, gain and bias."""
-        h, gain, mean, rstd = ctx.saved_tensors
-        x, dy = _pixels(h), _pixels(grad)
+        x, gain, mean, rstd = ctx.saved_tensors
+        dy = _pixels(grad)
         dbias = dy.sum(1, dtype=torch.float32)
         dgain = rstd * ((dy * x).sum(1, dtype=torch.float32) - mean * dbias)
-        # What moves mean and deviation goes: dh = rstd (gain dy - m - (h - mean) rstd n), m and n the means over a
-        # group of gain dy and of gain dy (h - mean) rstd.
+        # What moves mean and deviation goes: dh = rstd (gain dy - m - (x - mean) rstd n), m and n the means over a
+        # group of gain dy and of gain dy (x - mean) rstd.
         m, n = (_mean_of_groups(gain * sums / x.shape[1], ctx.groups) for sums in (dbias, dgain))
         slope = -(rstd**2) * n
         dx = torch.addcmul(_row(-rstd * m - mean * slope), x, _row(slope))
-        return _image(dx.addcmul_(dy, _row(rstd * gain)), h), dgain, dbias, None, None
+        return _image(dx.addcmul_(dy, _row(rstd * gain)), grad), dgain, dbias, None, None
 
 
 def _pixels(h: Tensor) -> Tensor:

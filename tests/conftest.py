@@ -25,7 +25,8 @@ network:
   {features: 8, multipliers: [1, 2], num_residual_blocks: 1, attention_resolutions: [4], patch_size: 2, dropout: 0.1}
 training: {num_training_steps: 6, batch_size: 8, learning_rate: 1e-3, save_and_sample_every_n: 2, log_every_n: 1}
 distillation:
-  {num_training_steps_per_iteration: 4, batch_size: 8, learning_rate: 1e-3, save_and_sample_every_n: 2, log_every_n: 1}
+  {num_training_steps_per_iteration: 4, batch_size: 8, learning_rate: 1e-3, optimizer: muon, save_and_sample_every_n: 2,
+   log_every_n: 1}
 sampling: {sampling_steps: 4, num_samples: 4, batch_size: 4}
 """
 

@@ -17,22 +17,36 @@ def config(**settings) -> Config:
     )
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """By which each product in float32 takes so many seconds, and each in bfloat16 1 s, where there are any."""
+
+    def set_to(native: bool, seconds: float) -> None:
+        steps = [0, seconds, seconds, seconds + 1] if native else [0, seconds]
+        ticks = iter(steps * compute.MATRIX_PRODUCTS)
+        monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": native})
+        compute.gains_by_bfloat16.cache_clear()
+
+    yield set_to
+    compute.gains_by_bfloat16.cache_clear()
+
+
 @pytest.mark.parametrize(
-    ("native", "gain", "precision"), [(True, 4.0, "bf16"), (True, 0.5, "fp32"), (False, 4.0, "fp32")]
+    ("native", "gain", "precision"), [(True, 4.0, "bf16"), (True, 1.4, "fp32"), (False, 4.0, "fp32")]
 )
-def test_auto_computes_in_bfloat16_where_that_is_native_and_fast(monkeypatch, native, gain, precision):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": native})
-    monkeypatch.setattr(compute, "gain_by_bfloat16", lambda: gain)
+def test_auto_computes_in_bfloat16_where_that_is_native_and_fast(clock, native, gain, precision):
+    clock(native, gain)
     assert Compute.choose(config(), CPU, passes=1, training=True).precision == precision
     for asked in ("fp32", "bf16"):
         assert Compute.choose(config(precision=asked), CPU, passes=1, training=True).precision == asked
 
 
-def test_the_gain_is_that_of_products_in_turn(monkeypatch):
-    """A clock by which each product in float32 takes 3 s, and each in bfloat16 1 s."""
-    ticks = iter([0, 3, 3, 4] * compute.MATRIX_PRODUCTS)
-    monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
-    assert compute.gain_by_bfloat16.__wrapped__() == 3
+def test_the_rates_of_products_in_turn(clock):
+    clock(True, 4)
+    assert compute.matrix_rates(8) == {torch.float32: 2 * 8**3 / 4, torch.bfloat16: 2 * 8**3}
+    clock(False, 4)
+    assert compute.matrix_rates(8) == {torch.float32: 2 * 8**3 / 4}
 
 
 def test_auto_compiles_a_long_sampling_and_not_a_short_one_nor_a_training_on_a_cpu():

@@ -176,10 +176,15 @@ def test_finished_runs_say_so_and_go_on_when_asked_for_more(folder_lesson, tmp_p
     assert "from step 6" in capsys.readouterr().out
     assert contents(Path("output/tiny/diffusion-9.pt"))["step"] == 9
 
-    flags = [*config, "--teacher_model_checkpoint", "output/tiny/diffusion-9.pt", "--initial_sampling_steps", 4]
+    flags = [*config, "--precision", "auto"]
+    flags += ["--teacher_model_checkpoint", "output/tiny/diffusion-9.pt", "--initial_sampling_steps", 4]
+    monkeypatch.setattr("utils.compute.gains_by_bfloat16", lambda _: False)
     assert call("distill.py", *flags, "--distillation_iterations", 1) == 0
+    monkeypatch.setattr("utils.compute.gains_by_bfloat16", lambda _: True)  # at another hour
     assert call("distill.py", *flags, "--distillation_iterations", 3) == 0
-    assert "1_4: finished, all 4 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1_4: finished, all 4 steps" in said and said.count("distilling on cpu in fp32") == 3
+    monkeypatch.setattr("utils.compute.gains_by_bfloat16", lambda _: False)
     assert sorted(os.listdir("output/distilled/tiny")) == [".lock", "1_4", "2_2", "3_1"]
     again = contents(Path("output/distilled/tiny/3_1/diffusion-4.pt"))
     assert call("distill.py", *flags, "--distillation_iterations", 3, "--restart") == 0

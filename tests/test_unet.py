@@ -173,13 +173,14 @@ def test_groups_divide_any_number_of_channels(channels):
     assert channels // norm.num_groups >= min(4, channels)
 
 
-@pytest.mark.parametrize("modulated", [True, False])
-def test_the_norm_in_bfloat16_is_the_formula_with_its_gradients(modulated):
+@pytest.mark.parametrize(("modulated", "offset"), [(True, 1), (False, 1), (True, 300)])
+def test_the_norm_in_bfloat16_is_the_formula_with_its_gradients(modulated, offset):
     """In float64, from the definition: at most what the rounding of the pixels to bfloat16 makes of it."""
     norm = GroupNorm(16)
     torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
     torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
-    h = (2 * torch.randn(3, 16, 8, 6) + torch.randn(3, 16, 1, 1)).bfloat16().to(memory_format=torch.channels_last)
+    h = 2 * torch.randn(3, 16, 8, 6) + torch.randn(3, 16, 1, 1) + offset * torch.randn(3, 1, 1, 1)
+    h = h.bfloat16().to(memory_format=torch.channels_last)
     scale_shift, dy = 0.3 * torch.randn(3, 32), torch.randn(3, 16, 8, 6).bfloat16()
     inputs = [h.requires_grad_(), scale_shift.requires_grad_()]
     norm(h, scale_shift if modulated else None).backward(dy)

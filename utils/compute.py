@@ -121,28 +121,26 @@ class Compute:
         return replace(model, network=run)
 
 
+@cache
+@distributed.on_rank_zero
 def gains_by_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16, and they are fast, which on a CPU is measured."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        native = any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-        return native and gain_by_bfloat16() > WORTH_ROUNDING
+        rates = matrix_rates(512)  # in some hundredths of a second
+        return rates.get(torch.bfloat16, 0.0) > WORTH_ROUNDING * rates[torch.float32]
     return False
 
 
-@cache
-@distributed.on_rank_zero
-def gain_by_bfloat16() -> float:
-    """How many times as fast as in float32 this processor multiplies matrices in bfloat16."""
-    rates = matrix_rates(512)  # in some hundredths of a second
-    return rates[torch.bfloat16] / rates[torch.float32]
-
-
 def matrix_rates(size: int) -> dict[torch.dtype, float]:
-    """Floating-point operations a second with which this processor multiplies square matrices, in each precision."""
-    best = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
+    """Floating-point operations a second with which this processor multiplies square matrices.
+
+    In float32, and in bfloat16 if it has instructions for that; without, it may take a thousand times as long.
+    """
+    able = torch.cpu.get_capabilities()
+    native = any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    best = dict.fromkeys([torch.float32, torch.bfloat16] if native else [torch.float32], math.inf)
     for _ in range(MATRIX_PRODUCTS):  # in turn, so that other load affects both alike
         for dtype in best:
             matrix = torch.ones(size, size, dtype=dtype)

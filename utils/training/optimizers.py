@@ -6,13 +6,14 @@ from torch import Tensor, nn
 from utils.schema import Optimization
 from utils.training.muon import Muon
 
-DOORS = {"conv_in", "conv_out", "skip"}  # of our network and of diffusers': where pictures go in and out
+DOORS = {"conv_in", "conv_out"}  # of our network and of diffusers': where pictures go in and out
 
 
 def optimizers_of(network: nn.Module, settings: Optimization) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or, with `optimizer: muon`, for those that are no matrices, and Muon for these."""
     matrices = matrices_of(network) if settings.optimizer == "muon" else []
-    others = [parameter for parameter in network.parameters() if parameter not in set(matrices)]
+    taken = set(matrices)
+    others = [parameter for parameter in network.parameters() if parameter not in taken]
     options = {"betas": (0.9, settings.adam_beta2), "weight_decay": settings.weight_decay, "fused": True}
     optimizers = [torch.optim.AdamW(others, **options)]  # whose decay is decoupled; without, Adam
     return [*optimizers, Muon(matrices, weight_decay=settings.weight_decay)] if matrices else optimizers
