@@ -73,8 +73,10 @@ def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
     return [initial_sampling_steps // 2**k for k in range(iterations)]
 
 
-def require_same_images(teacher: Checkpoint, data: ImageData, is_student: bool) -> None:
+def require_same_images(teacher: Checkpoint, config: Config, data: ImageData, is_student: bool) -> None:
     """Refuses to go on with other images than the student who now teaches has learned from; says so of a teacher.
+
+    Where black and white lie is only said, too.
 
     Raises:
         InputError: the student has seen others.
@@ -83,6 +85,9 @@ def require_same_images(teacher: Checkpoint, data: ImageData, is_student: bool) 
         if is_student:
             raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {BESIDE}")
         print(f"note: the images are others than those that {teacher.path} was trained on")
+    before, now = (each.data.saturation_margin for each in (teacher.config, config))
+    if before != now:
+        print(f"note: data.saturation_margin is {now:g}, but {teacher.path} was trained with {before:g}")
 
 
 def needs_conversion(teacher: Checkpoint, settings: Distillation) -> bool:
@@ -210,7 +215,7 @@ def main() -> None:
                         delete_students(folder)
                         cli.restart_is_done()
                 run.use_data(data.description)
-                require_same_images(teacher, data, is_student=teacher.path.is_relative_to(folder))
+                require_same_images(teacher, config, data, is_student=teacher.path.is_relative_to(folder))
                 compute = Compute.choose(config, device, passes=passes, training=True, previous=previous)
                 previous = compute.as_dict()
                 what = f"{n} steps" if n else said_by_conversion(run)

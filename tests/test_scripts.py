@@ -308,10 +308,14 @@ def test_a_teacher_of_other_classes_is_refused_and_other_images_are_noted(folder
     assert not Path("output/distilled").exists()
     Path("digits/ape").rename("digits/dog")
     Path("digits/dog/0.png").unlink()
+    folder_lesson.write_text(
+        folder_lesson.read_text().replace("num_channels: 1", "num_channels: 1, saturation_margin: 0.1")
+    )
     assert call("distill.py", *flags, "--distillation_iterations", 2) == 0
     note = "note: the images are others than those that output/tiny/diffusion-6.pt was trained on"
     said = capsys.readouterr().out
-    assert note in said and said.count("note:") == 1  # the second student has seen what its teacher has
+    assert note in said and "data.saturation_margin is 0.1, but output/tiny/diffusion-6.pt was trained with 0\n" in said
+    assert said.count("note:") == 2  # the second student has seen what its teacher has
     Path("digits/dog/2.png").unlink()
     assert call("distill.py", *flags, "--distillation_iterations", 3) == 2
     said = capsys.readouterr().err
