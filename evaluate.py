@@ -61,8 +61,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count(
         "--num_few",
         f"pictures of the teacher's row of {2 * BASE_STEPS} DDIM steps, which is scored by how they differ from as "
-        "many with half the steps; half as many at each doubling, but at least 4 for each feature; rows for which that "
-        "would be --num_samples are scored alone",
+        "many with half the steps; half as many at each doubling, but at least 4 for each feature; with --num_samples, "
+        "all rows are scored alone",
         1000,
     )
     parser.add_count(

@@ -170,7 +170,8 @@ def test_twice_the_steps_take_half_the_pictures_but_enough_for_the_features():
 
     assert counts(1, 32, 33, 48, 64, 128, 256, 1024) == [5000, 5000, 1000, 1000, 1000, 500, 400, 400]
     assert counts(64, 128, num_few=10) == [400, 400] and counts(64, 128, num_features=2048) == [5000, 5000]
-    assert counts(32, 64, 128, num_samples=600) == [600, 600, 500]
+    assert counts(32, 64, 128, num_samples=1000) == [1000, 1000, 1000]
+    assert counts(64, 256, num_samples=600, num_few=599) == [599, 400]
     assert counts(64, sampler="ancestral") == counts(64, name="distilled") == counts(None, sampler=None) == [5000]
     rows = [Candidate("teacher", sampler="ddim", sampling_steps=n) for n in (32, 33, 64, 65, 128, 1024)]
     none, *bases = map(NumPictures(5000, 1000, 100).base_of, rows)

@@ -54,6 +54,8 @@ class NumPictures:
         """The number of pictures of a row."""
         if candidate.name != "teacher" or candidate.sampler != "ddim" or candidate.sampling_steps <= BASE_STEPS:
             return self.num_samples
+        if self.num_few >= self.num_samples:  # then few are all, at any number of steps
+            return self.num_samples
         few = self.num_few * 2 * BASE_STEPS // max(candidate.sampling_steps, 2 * BASE_STEPS)
         return min(self.num_samples, max(few, PICTURES_PER_FEATURE * self.num_features))
 
