@@ -87,7 +87,7 @@ def require_same_images(teacher: Checkpoint, config: Config, data: ImageData, is
         print(f"note: the images are others than those that {teacher.path} was trained on")
     before, now = (each.data.saturation_margin for each in (teacher.config, config))
     if before != now:
-        print(f"note: data.saturation_margin is {now:g}, but {teacher.path} was trained with {before:g}")
+        print(f"note: data.saturation_margin is {now:g}, but {teacher.path} was trained with {before:g}, better kept")
 
 
 def needs_conversion(teacher: Checkpoint, settings: Distillation) -> bool:

@@ -26,7 +26,14 @@ from utils.compute import FORWARD_PASSES, Compute
 from utils.config import load_config
 from utils.data.load import load_images, require_num_classes, require_same_classes, require_test_root
 from utils.errors import InputError
-from utils.evaluation.candidate import BASE_STEPS, TRAINING_IMAGES, UNIFORM_NOISE, Candidate, NumPictures
+from utils.evaluation.candidate import (
+    BASE_STEPS,
+    PICTURES_PER_FEATURE,
+    TRAINING_IMAGES,
+    UNIFORM_NOISE,
+    Candidate,
+    NumPictures,
+)
 from utils.evaluation.evaluation import Evaluation
 from utils.evaluation.metrics import EXTRACTORS
 from utils.evaluation.report import COLUMNS, cells_of, draw_figure, draw_trade_off, line_of
@@ -57,7 +64,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count(
         "--student_steps", "only the students of these numbers of steps (default: every student)", nargs="+"
     )
-    parser.add_count("--num_samples", "pictures a row; only rows with the same number can be compared", 5000)
+    parser.add_count(
+        "--num_samples",
+        "pictures a row, at most as many as there are to train on; only rows with the same number can be compared",
+        5000,
+    )
     parser.add_count(
         "--num_few",
         f"pictures of the teacher's row of {2 * BASE_STEPS} DDIM steps, which is scored by how they differ from as "
@@ -106,9 +117,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_compute_arguments()
     arguments = parser.parse_args()
-    for name in ("num_samples", "num_few"):
-        if getattr(arguments, name) < 2:
-            raise InputError(f"--{name}: should be at least 2; below some thousands, FID says little")
+    if arguments.num_samples < 2:
+        raise InputError("--num_samples: should be at least 2; below some thousands, FID says little")
     return arguments
 
 
@@ -218,6 +228,9 @@ def main() -> None:
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
         extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
+        least = min(arguments.num_samples, PICTURES_PER_FEATURE * extractor.num_features)
+        if arguments.num_few < least:
+            tqdm.write(f"note: --num_few {arguments.num_few}: few for {extractor.num_features} features, so {least}")
         passes = passes_of(arguments, extractor.num_features)
         compute = Compute.choose(config, device, passes=passes, training=False)
         tqdm.write(

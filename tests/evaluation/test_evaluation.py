@@ -278,3 +278,5 @@ def test_the_share_of_right_classes_by_hand(tmp_path):
     candidate = Candidate("teacher", tmp_path / "diffusion-1.pt", "ddim", 1)
     assert evaluation(tmp_path, extractor=sees_two, num_samples=10).evaluate(candidate)["right"] == 3 / 10
     assert evaluation(tmp_path, num_samples=10).evaluate(candidate)["right"] is None  # it knows other classes
+    for baseline in (TRAINING_IMAGES, UNIFORM_NOISE):  # which no class was asked of
+        assert evaluation(tmp_path, extractor=sees_two, num_samples=10).evaluate(baseline)["right"] is None

@@ -166,7 +166,9 @@ class Evaluation:
         base, count = self._num_pictures.base_of(candidate), self._num_pictures.of(candidate)
         of_base = self.evaluate(base) if base else None
         features = self._features(candidate, count, found)
-        scores, found["right"] = self._metrics.score([features]), self._share_of_right(features)
+        scores, found["right"] = self._metrics.score([features]), None
+        if candidate.path:
+            found |= {"right": self._share_of_right(features), "pictures": count}
         if base is None:
             return scores
         few_of_base = self._few_features(base, count)

@@ -158,7 +158,7 @@ class QualityMetrics:
         each other picture by picture, and are several times as many as the features, it does so much alike in both.
 
         Args:
-            of_others: the scores of all the others.
+            of_others: the scores of all the others; the deviation of their KID is kept.
             few, few_of_others: the scores of the few pictures, and of as many others, from the same noise.
         """
 
