@@ -28,7 +28,6 @@ from utils.data.load import load_images, require_num_classes, require_same_class
 from utils.errors import InputError
 from utils.evaluation.candidate import (
     BASE_STEPS,
-    PICTURES_PER_FEATURE,
     TRAINING_IMAGES,
     UNIFORM_NOISE,
     Candidate,
@@ -177,7 +176,7 @@ def choose_candidates(
     return candidates
 
 
-def passes_of(arguments: argparse.Namespace, num_features: int) -> int:
+def passes_of(arguments: argparse.Namespace, pictures: NumPictures) -> int:
     """About how often a picture of the teacher goes through the network, in all rows together."""
     steps = {"ddim": powers_of_two(USUAL_FEWEST_STEPS), "ancestral": powers_of_two(MOST_ANCESTRAL_STEPS)}
     rows = [
@@ -185,7 +184,6 @@ def passes_of(arguments: argparse.Namespace, num_features: int) -> int:
         for sampler in arguments.samplers
         for n in arguments.sampling_steps or steps[sampler]
     ]
-    pictures = NumPictures(arguments.num_samples, arguments.num_few, num_features)
     return FORWARD_PASSES * sum(row.sampling_steps * pictures.of(row) for row in rows)
 
 
@@ -228,10 +226,10 @@ def main() -> None:
     title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
         extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
-        least = min(arguments.num_samples, PICTURES_PER_FEATURE * extractor.num_features)
-        if arguments.num_few < least:
+        pictures = NumPictures(arguments.num_samples, arguments.num_few, extractor.num_features)
+        if arguments.num_few < (least := min(arguments.num_samples, pictures.least_few)):
             tqdm.write(f"note: --num_few {arguments.num_few}: few for {extractor.num_features} features, so {least}")
-        passes = passes_of(arguments, extractor.num_features)
+        passes = passes_of(arguments, pictures)
         compute = Compute.choose(config, device, passes=passes, training=False)
         tqdm.write(
             f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {arguments.features}, to {folder}"

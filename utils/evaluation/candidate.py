@@ -46,18 +46,26 @@ class NumPictures:
     num_features: int
 
     @property
+    def least_few(self) -> int:
+        """The least pictures of a row that is scored by its difference from another."""
+        return PICTURES_PER_FEATURE * self.num_features
+
+    @property
     def most_few(self) -> int:
-        """The most pictures of a row that is scored by its difference from another."""
-        return max(self.num_few, PICTURES_PER_FEATURE * self.num_features)
+        """The most pictures of such a row."""
+        return max(self.num_few, self.least_few)
+
+    def _is_in_chain(self, candidate: Candidate) -> bool:
+        """Whether a row is scored by its difference from another, or may be the one from which that is measured."""
+        is_of_teacher = candidate.name == "teacher" and candidate.sampler == "ddim"
+        return is_of_teacher and candidate.sampling_steps >= BASE_STEPS and self.most_few < self.num_samples
 
     def of(self, candidate: Candidate) -> int:
         """The number of pictures of a row."""
-        if candidate.name != "teacher" or candidate.sampler != "ddim" or candidate.sampling_steps <= BASE_STEPS:
-            return self.num_samples
-        if self.num_few >= self.num_samples:  # then few are all, at any number of steps
+        if not self._is_in_chain(candidate) or candidate.sampling_steps == BASE_STEPS:
             return self.num_samples
         few = self.num_few * 2 * BASE_STEPS // max(candidate.sampling_steps, 2 * BASE_STEPS)
-        return min(self.num_samples, max(few, PICTURES_PER_FEATURE * self.num_features))
+        return max(few, self.least_few)
 
     def base_of(self, candidate: Candidate) -> Candidate | None:
         """The row from which a row's difference is measured, of half as many steps; None if it is scored alone."""
@@ -65,9 +73,9 @@ class NumPictures:
             return None
         return replace(candidate, sampling_steps=max(BASE_STEPS, candidate.sampling_steps // 2))
 
-    def kept_of(self, base: Candidate) -> int:
-        """How many pictures of a base are kept, or drawn if its row was there already: as many as any row needs."""
-        return min(self.most_few, self.of(base))
+    def kept_of(self, candidate: Candidate) -> int:
+        """Of how many pictures the features are kept, for rows whose base this is: as many as any needs, or none."""
+        return min(self.most_few, self.of(candidate)) if self._is_in_chain(candidate) else 0
 
     def to_draw(self, candidates: Iterable[Candidate], is_there: Callable[[Candidate], bool]) -> dict[Candidate, int]:
         """How many pictures of which rows are drawn for these, if those that are there already are not."""

@@ -34,9 +34,10 @@ def to_bytes(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def first(values: Tensor | None, count: int) -> Tensor | None:
-    """The first so many, copied, so that the others need not be kept; None of None."""
-    return None if values is None else values[:count].clone()
+def first(features: Features, count: int) -> Features:
+    """Those of the first so many pictures, copied, so that the others need not be kept."""
+    of_all, classes = features
+    return of_all[:count].clone(), None if classes is None else classes[:count].clone()
 
 
 @dataclass
@@ -98,7 +99,7 @@ class Evaluation:
         if entry := self.results.find(key):
             return entry
         found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None}
-        found |= {"distance": None, "guidance": candidate.guidance}
+        found |= {"distance": None, "right": None, "guidance": candidate.guidance}
         found |= asdict(self._score(candidate, found))
         self.results.add(key | found)
         return key | found
@@ -166,9 +167,9 @@ class Evaluation:
         base, count = self._num_pictures.base_of(candidate), self._num_pictures.of(candidate)
         of_base = self.evaluate(base) if base else None
         features = self._features(candidate, count, found)
-        scores, found["right"] = self._metrics.score([features]), None
+        scores = self._metrics.score([features])
         if candidate.path:
-            found |= {"right": self._share_of_right(features), "pictures": count}
+            found["right"] = self._share_of_right(features)
         if base is None:
             return scores
         few_of_base = self._few_features(base, count)
@@ -181,8 +182,7 @@ class Evaluation:
     def _few_features(self, candidate: Candidate, count: int) -> Features:
         if candidate not in self.few_features:  # the row was in the file
             self._features(candidate, self._num_pictures.kept_of(candidate), {})
-        features, classes = self.few_features[candidate]
-        return first(features, count), first(classes, count)
+        return first(self.few_features[candidate], count)
 
     def _batches(self, count: int) -> list[range]:
         return batches_of(count, self.batch_size)
@@ -243,9 +243,8 @@ class Evaluation:
         else:
             batches = self._features_of_samples(candidate, count, found)
         features, classes = (None if parts[0] is None else torch.cat(parts) for parts in zip(*batches, strict=True))
-        if candidate.path:
-            few = self._num_pictures.most_few
-            self.few_features[candidate] = first(features, few), first(classes, few)
+        if few := self._num_pictures.kept_of(candidate):
+            self.few_features[candidate] = first((features, classes), few)
         return features, classes
 
     def _uniform_noise(self, indices: range) -> Tensor:
@@ -277,6 +276,7 @@ class Evaluation:
             return to_bytes(x)
 
         yield from self._extract(count, pictures)
+        found["pictures"] = count
         found["evaluations"] = sum(all_gather(evaluations)) / len(self._batches(count))
         found["device"] = str(self.compute.device)
         found["seconds_per_picture"] = sum(all_gather(seconds)) / count
