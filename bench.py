@@ -1,15 +1,12 @@
-"""Measures how fast the steps of a lesson are, as a share of what the machine can do.
+"""Measures the speed of the steps of a lesson, relative to the machine's rate of matrix products.
 
     python bench.py --config_path configs/ddpm_32x32_v_continuous_small.yaml
 
-Measures a training step, a distillation step, and a step of the sampler beside its bare evaluation of the network; and,
-in turn with them, the same written as most would write it: in float32, eager, the layout contiguous, the optimizer
-unfused. `of peak` is the share of the rate at which this machine, in this run and precision, multiplies large matrices.
+Measures a training step, a distillation step, and a step of the sampler beside its network evaluation alone; and, in
+turn with them, the same steps in plain PyTorch: float32, eager, contiguous, with an optimizer that is not fused.
+`of peak` is the fraction of the rate at which this machine, in this run and precision, multiplies large matrices.
 """
 
-import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
-
-# isort: split
 import argparse
 import json
 import platform
@@ -17,9 +14,8 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,13 +24,21 @@ from tqdm import trange
 
 from models.diffusion import Diffusion, distillation_loss, stratified, training_loss
 from models.samplers import ddim
-from utils import cli
-from utils.checkpoints import build_model
-from utils.compute import DISTILLATION_PASSES, FORWARD_PASSES, TRAINING_PASSES, Compute, forward_flop
-from utils.config import load_config
-from utils.errors import InputError
-from utils.process.distributed import world_size
-from utils.schema import Config, Optimization
+from utils.checkpoints.build import build_model
+from utils.checkpoints.compute import (
+    DISTILLATION_PASSES,
+    FORWARD_PASSES,
+    TRAINING_PASSES,
+    Compute,
+    choose_device,
+    forward_flop,
+)
+from utils.config.reading import load_config
+from utils.config.schema import Config, Optimization
+from utils.system import cli
+from utils.system.distributed import world_size
+from utils.system.errors import InputError
+from utils.system.seeds import normal_noise, seed_of
 from utils.training.trainer import Trainer
 
 try:
@@ -42,16 +46,8 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
-NUM_STEPS = 8  # of the sampler, and of the student; they take the same time at any number
+NUM_STEPS = 8  # of the sampler and of the student; a step takes the same time with any number
 LEARNING_RATE = 1e-5
-# How each step is called, the section of the configuration that has its batch size, how often it sends an image through
-# the network, and how many steps a call makes
-STEPS = {
-    "training step": ("training_step", "training", TRAINING_PASSES, 1),
-    "distillation step": ("distillation_step", "distillation", DISTILLATION_PASSES, 1),
-    "sampler step": ("sampler_steps", "sampling", FORWARD_PASSES, NUM_STEPS),
-    "network evaluation": ("network_evaluations", "sampling", FORWARD_PASSES, NUM_STEPS),
-}
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -66,112 +62,118 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Batch:
-    """A batch of images, noise and times, as the scripts draw them; the same one is used for all steps.
-
-    But for the noise of the training steps, which each draws anew.
-    """
-
-    def __init__(self, config: Config, batch_size: int, device: torch.device):
-        shape = (batch_size, config.data.num_channels, config.data.image_size, config.data.image_size)
-        num_classes = config.network.num_classes
-        self.x, self.eps = torch.rand(shape, device=device) * 2 - 1, torch.randn(shape, device=device)
-        self.t = stratified(batch_size)
-        self.i = 1 + (self.t * NUM_STEPS).long()
-        self.label = torch.arange(batch_size, device=device) % num_classes if num_classes else None
-        self.logsnr = torch.zeros(batch_size, device=device)
-
-
 class PlainTrainer:
-    """Adam, gradient clipping and EMA as most would write them: what `Trainer` is compared with."""
+    """Adam, gradient clipping and EMA in plain PyTorch, to compare `Trainer` with."""
+
+    step = 0
 
     def __init__(self, model: Diffusion, settings: Optimization):
-        self.model, self.decay = model, settings.ema_decay
+        self.model, self.settings = model, settings
         self.network = model.network.train()
         self.adam = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE)
         self.ema = [parameter.detach().clone() for parameter in self.network.parameters()]
 
-    def noise(self, _: range, x: Tensor) -> Tensor:
-        """Standard normal noise like x, which is other noise where the batch is divided."""
-        return torch.randn_like(x)
-
-    def take_step(self, losses_of: Callable[[range, Tensor], Tensor], times: Tensor) -> None:
-        """One step down the gradient of the mean loss of a batch."""
+    def micro_batches(self) -> Iterator[slice]:
+        """The global batch as one slice."""
         self.adam.zero_grad()
-        losses_of(range(len(times)), times).mean().backward()
+        yield slice(0, self.settings.batch_size)
+
+    def backward(self, losses: Tensor) -> None:
+        """Computes the gradient of the mean loss."""
+        losses.mean().backward()
+
+    def update(self) -> None:
+        """Clips the gradient, then updates weights and EMA."""
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.adam.step()
         with torch.no_grad():
             for average, parameter in zip(self.ema, self.network.parameters(), strict=True):
-                average.mul_(self.decay).add_(parameter, alpha=1 - self.decay)
+                average.mul_(self.settings.ema_decay).add_(parameter, alpha=1 - self.settings.ema_decay)
 
 
-@dataclass
 class Contender:
-    """The steps to be measured, in one implementation: this project's, or the plain one."""
+    """The steps to measure, in one implementation: this project's, or the plain one."""
 
-    config: Config
-    compute: Compute
-    plain: bool
-    sampling_batch_size: int
-
-    @cached_property
-    def sampled(self) -> Diffusion:
-        """The model of `sampler_steps` and `network_evaluations`, which differ in the sampler alone."""
-        return self.compute.for_inference(self.model(0.0), self.sampling_batch_size)
+    def __init__(self, config: Config, compute: Compute, sizes: dict[str, int], *, plain: bool):
+        self.config, self.compute, self.sizes, self.plain = config, compute, sizes, plain
+        # of `sampler_steps` and `network_evaluations`, which differ only in the sampler
+        self.sampled = compute.for_inference(self.model(0.0), sizes["sampling"])
 
     def model(self, dropout: float) -> Diffusion:
-        """A model with fresh weights."""
+        """A model with random weights."""
         model = build_model(self.config, self.compute.device, dropout)
         if self.plain:
             model.network.to(memory_format=torch.contiguous_format)
         return model
 
-    def trainer(self, dropout: float, settings: Optimization, batch_size: int) -> Trainer | PlainTrainer:
-        """A trainer of a new model, for batches of this size."""
-        model = self.model(dropout)
+    def batch(self, section: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """x and eps [B, C, H, W], and the label [B] of a class-conditional network."""
+        size, data, num_classes = self.sizes[section], self.config.data, self.config.network.num_classes
+        shape, device = (size, data.num_channels, data.image_size, data.image_size), self.compute.device
+        label = torch.arange(size, device=device) % num_classes if num_classes else None
+        return torch.rand(shape, device=device) * 2 - 1, torch.randn(shape, device=device), label
+
+    def trainer(self, section: str, dropout: float) -> Trainer | PlainTrainer:
+        """A trainer of a new model, with the settings of a section of the configuration."""
+        update = {"batch_size": self.sizes[section], "accumulation_steps": 1}
+        settings, model = getattr(self.config, section).model_copy(update=update), self.model(dropout)
         if self.plain:
             return PlainTrainer(model, settings)
-        settings = settings.model_copy(update={"batch_size": batch_size, "accumulation_steps": 1})
-        return Trainer(model, settings, self.compute, learning_rate=lambda _: LEARNING_RATE, seed=0)
+        seeds = lambda purpose, index: seed_of(purpose, 0, None, index=index)  # noqa: E731
+        return Trainer(model, settings, self.compute, learning_rate=lambda _: LEARNING_RATE, seed_of=seeds)
 
-    def training_step(self, b: Batch) -> Callable[[], object]:
+    def noise(self, trainer: Trainer | PlainTrainer, x: Tensor) -> Tensor:
+        """Fresh noise, in this project from a seed for each example."""
+        if self.plain:
+            return torch.randn_like(x)
+        first = trainer.step * len(x)
+        return normal_noise([seed_of("noise", 0, None, index=first + k) for k in range(len(x))], x)
+
+    def training_step(self) -> Callable[[], object]:
         """The training step of train.py."""
-        settings = self.config.training
-        trainer = self.trainer(self.config.network.dropout, settings, len(b.x))
+        trainer, (x, _, label) = self.trainer("training", self.config.network.dropout), self.batch("training")
+        t, weighting = stratified(len(x)), self.config.training.loss_weighting
 
-        def losses(examples: range, t: Tensor) -> Tensor:
-            eps = trainer.noise(examples, b.x)
-            return training_loss(trainer.model, b.x, eps, t, settings.loss_weighting, b.label)
+        def step() -> None:
+            for _ in trainer.micro_batches():
+                trainer.backward(training_loss(trainer.model, x, self.noise(trainer, x), t, weighting, label))
+            trainer.update()
 
-        return partial(trainer.take_step, losses, b.t)
+        return step
 
-    def distillation_step(self, b: Batch) -> Callable[[], object]:
+    def distillation_step(self) -> Callable[[], object]:
         """The distillation step of distill.py."""
-        settings = self.config.distillation
-        trainer = self.trainer(0.0, settings, len(b.x))
-        teacher = self.compute.for_inference(self.model(0.0), len(b.x))
+        student, (x, _, label) = self.trainer("distillation", 0.0), self.batch("distillation")
+        teacher = self.compute.for_inference(self.model(0.0), len(x))
+        i, weighting = 1 + (stratified(len(x)) * NUM_STEPS).long(), self.config.distillation.loss_weighting
+        loss = partial(distillation_loss, i=i, num_steps=NUM_STEPS, weighting=weighting, label=label)
 
-        def losses(examples: range, i: Tensor) -> Tensor:
-            eps = trainer.noise(examples, b.x)
-            return distillation_loss(trainer.model, teacher, b.x, eps, i, NUM_STEPS, settings.loss_weighting, b.label)
+        def step() -> None:
+            for _ in student.micro_batches():
+                student.backward(loss(student.model, teacher, x, self.noise(student, x)))
+            student.update()
 
-        return partial(trainer.take_step, losses, b.i)
+        return step
 
-    def sampler_steps(self, b: Batch) -> Callable[[], object]:
+    def sampler_steps(self) -> Callable[[], object]:
         """`NUM_STEPS` steps of the sampler of sample.py."""
-        clip = self.config.sampling.clip
-        return torch.inference_mode()(lambda: ddim(self.sampled, b.eps, NUM_STEPS, label=b.label, clip=clip))
+        _, z, label = self.batch("sampling")
+        return torch.inference_mode()(lambda: ddim(self.sampled, z, NUM_STEPS, label=label, clip=False))
 
-    def network_evaluations(self, b: Batch) -> Callable[[], object]:
-        """As many evaluations of the network as `sampler_steps` makes, and nothing else."""
+    def network_evaluations(self) -> Callable[[], object]:
+        """The network evaluations of `sampler_steps`, and nothing else."""
+        _, z, label = self.batch("sampling")
+        logsnr, network = torch.zeros(len(z), device=z.device), self.sampled.network
+        return torch.inference_mode()(lambda: [network(z, logsnr, label) for _ in range(NUM_STEPS)])
 
-        @torch.inference_mode()
-        def run() -> None:
-            for _ in range(NUM_STEPS):
-                self.sampled.network(b.eps, b.logsnr, b.label)
 
-        return run
+# By name: the method of `Contender`, the section with the batch size, forward passes of an image, steps in a call
+STEPS = {
+    "training step": (Contender.training_step, "training", TRAINING_PASSES, 1),
+    "distillation step": (Contender.distillation_step, "distillation", DISTILLATION_PASSES, 1),
+    "sampler step": (Contender.sampler_steps, "sampling", FORWARD_PASSES, NUM_STEPS),
+    "network evaluation": (Contender.network_evaluations, "sampling", FORWARD_PASSES, NUM_STEPS),
+}
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
@@ -181,17 +183,8 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[
     return lambda: a @ b, 2.0 * size**3
 
 
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """The time of one call, until the device has done it."""
-    start = time.perf_counter()
-    call()
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
-    return time.perf_counter() - start
-
-
 def peak_memory(device: torch.device) -> int:
-    """The most memory used so far, in bytes: of the GPU, or of the whole process; 0 where that is unknown."""
+    """The peak memory so far, in bytes: of the GPU, or of the whole process; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     if resource is None:
@@ -200,33 +193,34 @@ def peak_memory(device: torch.device) -> int:
 
 
 def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, float]:
-    """The median time of each call, in seconds; all in turn, so that other load affects them alike.
+    """The median time of each call, in seconds.
 
-    The order is another in each round, since what ran before leaves the caches full of its own.
+    The calls run in turn, so that other load affects them equally, and in a different order in each round, since each
+    call leaves its data in the caches for the next one.
     """
     times: dict[Any, list[float]] = {key: [] for key in calls}
     order, generator = list(calls), random.Random(0)  # noqa: S311 (no secret)
     for _ in trange(rounds, desc="rounds", leave=False):
         generator.shuffle(order)
         for key in order:
-            times[key].append(seconds_of(calls[key], device))
+            start = time.perf_counter()
+            calls[key]()
+            if device.type != "cpu":
+                torch.accelerator.synchronize()
+            times[key].append(time.perf_counter() - start)
     return {key: statistics.median(values) for key, values in times.items()}
 
 
 def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int) -> dict[str, Any]:
-    """Runs all measurements; what `show` prints, as a dictionary."""
+    """All measurements, as a dictionary."""
     device, flop = compute.device, forward_flop(config)
-    sizes = {name: batch_size or getattr(config, section).batch_size for name, (_, section, _, _) in STEPS.items()}
-    batches = {size: Batch(config, size, device) for size in sizes.values()}
+    sizes = {section: batch_size or getattr(config, section).batch_size for _, section, _, _ in STEPS.values()}
     calls: dict[Any, Callable[[], object]] = {}
     calls["matrices"], matrix_flop = matrix_product(device, compute.dtype)
-    size = sizes["sampler step"]
-    contenders = {"ours": Contender(config, compute, plain=False, sampling_batch_size=size)}
-    plain = Compute(device, "fp32", compile=False)
-    contenders["plain"] = Contender(config, plain, plain=True, sampling_batch_size=size)
-    for who, contender in contenders.items():
+    for who, how in (("ours", compute), ("plain", Compute(device, "fp32", compile=False))):
+        contender = Contender(config, how, sizes, plain=who == "plain")
         for name, (method, _, _, _) in STEPS.items():
-            calls[who, name] = call = getattr(contender, method)(batches[sizes[name]])
+            calls[who, name] = call = method(contender)
             for _ in range(3):  # warm-up, and compilation
                 call()
         if who == "ours":
@@ -234,13 +228,13 @@ def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int)
     seconds = measure(calls, rounds, device)
     peak = matrix_flop / seconds["matrices"]
     rows = {}
-    for name, (_, _, passes, repetitions) in STEPS.items():
-        took, plain_took = (seconds[who, name] / repetitions for who in contenders)
-        rate = passes * sizes[name] * flop / took
+    for name, (_, section, passes, repetitions) in STEPS.items():
+        took, plain_took, size = *(seconds[who, name] / repetitions for who in ("ours", "plain")), sizes[section]
+        rate = passes * size * flop / took
         rows[name] = {
-            "batch_size": sizes[name],
+            "batch_size": size,
             "ms": 1e3 * took,
-            "images_per_second": sizes[name] / took,
+            "images_per_second": size / took,
             "gflop_per_second": rate / 1e9,
             "of_peak": rate / peak,
             "plain_ms": 1e3 * plain_took,
@@ -269,17 +263,10 @@ def show(found: dict[str, Any]) -> None:
         f"{found['matrix_product_gflop_per_second']:,.0f} GFLOP/s; peak memory {found['peak_memory_mib']:,.0f} MiB"
     )
     heads = ("batch", "ms", "images/s", "GFLOP/s", "of peak", "plain ms", "ratio")
+    formats = ("{:d}", "{:.1f}", "{:,.0f}", "{:,.0f}", "{:.0%}", "{:.1f}", "{:.2f}")
     print(f"{'':<20}" + "".join(f"{head:>10}" for head in heads))
     for name, row in found["steps"].items():
-        cells = (
-            f"{row['batch_size']}",
-            f"{row['ms']:.1f}",
-            f"{row['images_per_second']:,.0f}",
-            f"{row['gflop_per_second']:,.0f}",
-            f"{row['of_peak']:.0%}",
-            f"{row['plain_ms']:.1f}",
-            f"{row['ratio']:.2f}",
-        )
+        cells = (form.format(value) for form, value in zip(formats, row.values(), strict=True))
         print(f"{name:<20}" + "".join(f"{cell:>10}" for cell in cells))
 
 
@@ -289,9 +276,8 @@ def main() -> None:
     if world_size() > 1:
         raise InputError("bench.py measures one process; start it without torchrun")
     config = load_config(arguments.config_path, cli.overrides(arguments))
-    settings = config.training
-    passes = TRAINING_PASSES * settings.num_training_steps * settings.batch_size
-    compute = Compute.choose(config, cli.choose_device(arguments.device), passes=passes, training=True)
+    passes = TRAINING_PASSES * config.training.num_training_steps * config.training.batch_size
+    compute = Compute.choose(config, choose_device(arguments.device), passes=passes, training=True)
     torch.manual_seed(0)
     found = bench(config, compute, arguments.batch_size, arguments.rounds)
     print(json.dumps(found, indent=1)) if arguments.json else show(found)

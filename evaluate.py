@@ -4,116 +4,65 @@
       --teacher output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
       --students output/distilled/ddpm_32x32_v_continuous_small
 
-Every student at its own number of steps, and the teacher at several numbers of steps by each sampler, are compared with
-the test images: FID, KID and the other metrics in results.json. The first row is the floor, as many real images; the
-ratio is to the first model's FID, the teacher at the most steps. What is in results.json already is not computed again,
-so an interrupted evaluation continues with the same command.
+Compares samples of the teacher, by each sampler in several numbers of steps, and of every student in its own number of
+steps, with the test images: FID, KID and other metrics, in results.json. The first row is the floor: real images. The
+ratio is FID divided by that of the teacher's best row, the base. Rows that are already in results.json are not computed
+again, so the same command resumes an interrupted evaluation.
 """
 
-import utils  # noqa: F401 (first: from here on Ctrl-C ends quietly)
-
-# isort: split
 import argparse
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import cli
-from utils.checkpoint_files import load_checkpoint
-from utils.checkpoints import Checkpoint
-from utils.compute import FORWARD_PASSES, Compute
-from utils.config import load_config
-from utils.data.load import load_images, require_num_classes, require_same_classes, require_test_root
-from utils.errors import InputError
-from utils.evaluation.candidate import (
-    BASE_STEPS,
-    TRAINING_IMAGES,
-    UNIFORM_NOISE,
-    Candidate,
-    NumPictures,
-)
-from utils.evaluation.evaluation import Evaluation
+from models.samplers import SAMPLERS
+from utils.checkpoints.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from utils.checkpoints.compute import FORWARD_PASSES, Compute, choose_device
+from utils.config.reading import load_config
+from utils.config.schema import Config
+from utils.data.datasets import load_images, require_num_classes, require_same_classes, require_test_root
+from utils.data.images import ImageSet
+from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
+from utils.evaluation.figures import draw_figure, draw_trade_off, table
 from utils.evaluation.metrics import EXTRACTORS
-from utils.evaluation.report import COLUMNS, cells_of, draw_figure, draw_trade_off, line_of
 from utils.evaluation.results import Results
-from utils.files import locked
-from utils.schema import Config
-from utils.training.students import latest_checkpoint, student_folders
+from utils.system import cli
+from utils.system.errors import InputError
+from utils.system.files import locked
+from utils.training.stage import student_folders
 
-SAMPLERS = ["ddim", "ancestral"]
-FEW_PICTURES = 1000
-MOST_ANCESTRAL_STEPS = 64  # by default: a row of so many steps costs as much as all before it
-USUAL_FEWEST_STEPS = 256  # that draw the pictures of 1024, to estimate the work before they are known
+TEACHER_STEPS = [32, 16, 8, 4, 2, 1]
+FEW_SAMPLES = 1000
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
-    parser.add_argument(
-        "--teacher", required=True, type=Path, metavar="CHECKPOINT", help="its diffusion-<step>.pt; required"
+    help = "its diffusion-<step>.pt; required"
+    parser.add_argument("--teacher", required=True, metavar="CHECKPOINT", help=help)
+    help = "the output folder of distill.py; the latest checkpoint of each student is used (default: no students)"
+    parser.add_argument("--students", type=Path, metavar="FOLDER", help=help)
+    parser.add_count("--student_steps", "only the students of these numbers of steps (default: all)", nargs="+")
+    help = "samples a row, at most the number of training images; only rows with the same number can be compared"
+    parser.add_count("--num_samples", help, 2500)
+    help = "of the teacher (default: 32 16 8 4 2, and 1 for a deterministic sampler)"
+    parser.add_count("--sampling_steps", help, nargs="+")
+    help = "of the teacher, separated by commas (default: ddim,ancestral); students have their own"
+    parser.add_argument("--samplers", type=samplers, default=list(SAMPLERS), metavar="NAMES", help=help)
+    help = (
+        "guidance scales. With several, the table is complete for the first; the others are of the teacher's most DDIM "
+        "steps (or --sampling_steps) and of the students, and a second figure shows FID against the share of samples "
+        "of the requested class (default: 1)"
     )
-    parser.add_argument(
-        "--students",
-        type=Path,
-        metavar="FOLDER",
-        help="where distill.py wrote the students; the latest checkpoint of each is taken (default: no students)",
-    )
-    parser.add_count(
-        "--student_steps", "only the students of these numbers of steps (default: every student)", nargs="+"
-    )
-    parser.add_count(
-        "--num_samples",
-        "pictures a row, at most as many as there are to train on; only rows with the same number can be compared",
-        5000,
-    )
-    parser.add_count(
-        "--num_few",
-        f"pictures of the teacher's row of {2 * BASE_STEPS} DDIM steps, which is scored by how they differ from as "
-        "many with half the steps; half as many at each doubling, but at least 4 for each feature; with --num_samples, "
-        "all rows are scored alone",
-        1000,
-    )
-    parser.add_count(
-        "--sampling_steps",
-        "numbers of steps to sample the teacher with (default: powers of two and those of the students, for DDIM up to "
-        f"the fewest that give the same pictures as 1024, for the ancestral sampler up to {MOST_ANCESTRAL_STEPS}); "
-        "64 pictures are drawn with 1024 in any case, for the distance",
-        nargs="+",
-    )
-    parser.add_argument(
-        "--samplers",
-        type=samplers,
-        default=SAMPLERS,
-        metavar="NAMES",
-        help="of the teacher: ddim,ancestral or one of them (default: both); students are sampled by DDIM",
-    )
-    parser.add_argument(
-        "--guidance",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        metavar="SCALE",
-        help="guidance scales, for models that can be guided; with several, the table is whole for the first, the "
-        "others are of the teacher (at its most steps, or at --sampling_steps) and of the students, without the "
-        "distance, and a second figure shows FID against the share of right classes (default: 1)",
-    )
-    parser.add_argument(
-        "--features",
-        choices=list(EXTRACTORS),
-        default="classifier",
-        help="what pictures are compared by: a small classifier of this data set, trained at the first use, or the "
-        "usual Inception, which needs torch-fidelity and a network (default: classifier)",
-    )
-    parser.add_count("--batch_size", "pictures drawn at once", 250)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0], metavar="SCALE", help=help)
+    help = "those of a small classifier, trained at the first use, or of Inception (default: classifier)"
+    parser.add_argument("--features", choices=list(EXTRACTORS), default="classifier", help=help)
+    parser.add_count("--batch_size", "samples drawn at once", 250)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    parser.add_argument(
-        "--output_dir",
-        type=Path,
-        metavar="FOLDER",
-        help="where results.json goes, and fid.png of these rows (default: output/evaluation/<name of the config>)",
-    )
+    help = "where results.json and the figures are written (default: output/evaluation/<name of the config>)"
+    parser.add_argument("--output_dir", type=Path, metavar="FOLDER", help=help)
     parser.add_compute_arguments()
     arguments = parser.parse_args()
     if arguments.num_samples < 2:
@@ -123,145 +72,106 @@ def parse_arguments() -> argparse.Namespace:
 
 def samplers(text: str) -> list[str]:
     """argparse type: names of samplers, separated by commas."""
-    if not set(text.split(",")) <= set(SAMPLERS):
-        raise argparse.ArgumentTypeError(f"should be ddim, ancestral or ddim,ancestral, not {text}")
+    if not set(text.split(",")) <= SAMPLERS.keys():
+        raise argparse.ArgumentTypeError(f"should be among {','.join(SAMPLERS)}, not {text}")
     return text.split(",")
 
 
-def find_students(arguments: argparse.Namespace, config: Config) -> list[Checkpoint]:
-    """The latest checkpoint of each student that is asked for; most steps first.
-
-    Raises:
-        InputError: there is none, or one is of another model.
-    """
+def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
+    """The latest checkpoint of each requested student, most steps first. Raises InputError if there is none."""
     folder, wanted = arguments.students, arguments.student_steps
     latest = [latest_checkpoint(path) for path, _, _ in (student_folders(folder) if folder else ())]
-    students = [load_checkpoint(path) for path in latest if path]
-    for student in students:
-        student.require_same_model(config, arguments.config_path)
+    students = {student.sampling.steps: student for student in map(load_checkpoint, filter(None, latest))}
     if folder and not students:
         raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-360.pt")
-    known = {student.default_sampling_steps for student in students}
-    if missing := sorted(set(wanted or ()) - known):
-        raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(known)}")
-    chosen = [student for student in students if not wanted or student.default_sampling_steps in wanted]
-    return sorted(chosen, key=lambda student: -student.default_sampling_steps)
+    if missing := sorted(set(wanted or ()) - students.keys()):
+        raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(students)}")
+    return [students[steps] for steps in sorted(wanted or students, reverse=True)]
 
 
-def powers_of_two(most: int) -> list[int]:
-    """Those up to `most`, which comes first."""
-    return [2**k for k in reversed(range(most.bit_length()))]
+def load_both(config: Config, arguments: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
+    """The training and test images. Raises InputError if they do not suffice."""
+    require_test_root(config.data)
+    training = load_images(config.data, accept=partial(require_num_classes, config=config))
+    test = load_images(config.data, test=True, accept=partial(require_same_classes, training=training.class_names))
+    count = arguments.num_samples
+    if count > len(training.images):
+        raise InputError(f"--num_samples {count}: more than the {len(training.images)} training images of the floor")
+    if len(test.images) < 2:
+        raise InputError("data.test_root: one image is not enough to compare with; there should be at least two")
+    if min(count, len(test.images)) < FEW_SAMPLES:
+        print(f"note: {min(count, len(test.images))} samples or test images: below some thousands, FID says little")
+    return training, test
 
 
-def choose_candidates(
-    arguments: argparse.Namespace, students: list[Checkpoint], evaluation: Evaluation
-) -> list[Candidate]:
+def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: list[Checkpoint]) -> list[Candidate]:
     """The rows of the table: the floor, the ceiling, the teacher, the students."""
-    if arguments.sampling_steps:
-        ddim_steps = ancestral_steps = sorted(set(arguments.sampling_steps), reverse=True)
-    else:
-        most = evaluation.fewest_steps()
-        ddim_steps, ancestral_steps = powers_of_two(most), powers_of_two(MOST_ANCESTRAL_STEPS)
-        between = {student.default_sampling_steps for student in students if student.default_sampling_steps < most}
-        ddim_steps = sorted({*ddim_steps, *between}, reverse=True)
-    candidates, teacher = [TRAINING_IMAGES, UNIFORM_NOISE], evaluation.teacher
+    candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
     for guidance in dict.fromkeys(arguments.guidance):
         is_first = guidance == arguments.guidance[0]
-        for sampler, chosen in (("ddim", ddim_steps), ("ancestral", ancestral_steps)):
-            if sampler in arguments.samplers and (is_first or sampler == "ddim"):
-                few = chosen if is_first or arguments.sampling_steps else chosen[:1]
-                candidates += [candidate_of("teacher", teacher, sampler, steps, guidance) for steps in few]
-        for student in students:
-            candidates.append(candidate_of("distilled", student, "ddim", student.default_sampling_steps, guidance))
+        rows = [
+            ("teacher", teacher, {"sampler": sampler, "steps": steps})
+            for sampler in arguments.samplers
+            for steps in sorted(set(arguments.sampling_steps or TEACHER_STEPS), reverse=True)
+            if arguments.sampling_steps or steps > 1 or not SAMPLERS[sampler].stochastic  # in one step all are the same
+        ]
+        if not is_first:
+            rows = [row for row in rows if row[2]["sampler"] == arguments.samplers[0]]
+            rows = rows if arguments.sampling_steps else rows[:1]
+        rows += [("distilled", student, {}) for student in students]
+        for name, checkpoint, update in rows:
+            sampling = checkpoint.sampling.model_copy(update=update)
+            evaluations = checkpoint.evaluations_per_step(sampling.sampler, guidance)
+            candidates.append(Candidate(name, checkpoint.path, sampling, guidance, evaluations))
     return candidates
 
 
-def passes_of(arguments: argparse.Namespace, pictures: NumPictures) -> int:
-    """About how often a picture of the teacher goes through the network, in all rows together."""
-    steps = {"ddim": powers_of_two(USUAL_FEWEST_STEPS), "ancestral": powers_of_two(MOST_ANCESTRAL_STEPS)}
-    rows = [
-        Candidate("teacher", sampler=sampler, sampling_steps=n)
-        for sampler in arguments.samplers
-        for n in arguments.sampling_steps or steps[sampler]
-    ]
-    return FORWARD_PASSES * sum(row.sampling_steps * pictures.of(row) for row in rows)
-
-
-def candidate_of(name: str, checkpoint: Checkpoint, sampler: str, steps: int, guidance: float) -> Candidate:
-    """A row of the table."""
-    return Candidate(name, checkpoint.path, sampler, steps, guidance, checkpoint.evaluations_per_step(guidance))
-
-
 def main() -> None:
-    """Checks everything before anything is drawn; then evaluates one row after the other."""
+    """Checks everything before sampling; then evaluates one row after the other."""
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
-    device = cli.choose_device(arguments.device)
-    teacher = load_checkpoint(arguments.teacher)
-    teacher.require_same_model(config, arguments.config_path)
-    students = find_students(arguments, config)
+    device = choose_device(arguments.device)
+    teacher, students = load_checkpoint(arguments.teacher), find_students(arguments)
     for checkpoint in [teacher, *students]:
+        checkpoint.require_same_model(config, arguments.config_path)
         for scale in arguments.guidance:
             checkpoint.require_guidance(scale)
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
-    Results(folder / "results.json")  # is refused before anything is written
-    require_test_root(config.data)
-    training = load_images(config.data, accept=partial(require_num_classes, config=config))
-    test = load_images(config.data, test=True, accept=partial(require_same_classes, training=training.class_names))
+    Results(folder / "results.json")  # checks it before anything is written
+    training, test = load_both(config, arguments)
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_classes(training.class_names)
-        if checkpoint.has_seen_other_images(training.hash):
-            print(f"note: the training images are others than those that {checkpoint.path} was trained on")
-    if arguments.num_samples > len(training.images):
-        raise InputError(
-            f"--num_samples {arguments.num_samples}: there are only {len(training.images)} training images, and the "
-            "floor takes as many"
-        )
-    if len(test.images) < 2:
-        raise InputError("data.test_root: one picture is no set to compare with; there should be at least two")
-    if (fewest := min(arguments.num_samples, len(test.images))) < FEW_PICTURES:
-        print(f"note: {fewest} pictures or test images are few; below some thousands, the numbers say little")
-
-    title = f"{name}, {arguments.num_samples} pictures, features: {arguments.features}"
+        if checkpoint.differs_in_images(training.hash):
+            print(f"note: the training images differ from those that {checkpoint.path} was trained on")
+    candidates, rows = candidates_of(arguments, teacher, students), []
+    passes = sum(row.sampling.steps * row.evaluations_per_step for row in candidates if row.path)
+    passes *= FORWARD_PASSES * arguments.num_samples
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
-        extractor = EXTRACTORS[arguments.features](config.data.name, training, test, device)
-        pictures = NumPictures(arguments.num_samples, arguments.num_few, extractor.num_features)
-        if arguments.num_few < (least := min(arguments.num_samples, pictures.least_few)):
-            tqdm.write(f"note: --num_few {arguments.num_few}: few for {extractor.num_features} features, so {least}")
-        passes = passes_of(arguments, pictures)
-        compute = Compute.choose(config, device, passes=passes, training=False)
-        tqdm.write(
-            f"evaluating on {compute}: {arguments.num_samples} pictures a row, by {arguments.features}, to {folder}"
-        )
         evaluation = Evaluation(
             config=config,
             teacher=teacher,
             training_images=training.images,
             test_images=test.images,
-            extractor=extractor,
+            extractor=EXTRACTORS[arguments.features](config.data.name, training, test, device),
             results=Results(folder / "results.json"),
             num_samples=arguments.num_samples,
-            num_few=arguments.num_few,
             seed=arguments.seed,
             batch_size=arguments.batch_size,
-            compute=compute,
+            compute=Compute.choose(config, device, passes=passes, training=False),
             bar=bar,
             compared_guidance=arguments.guidance[0],
         )
-        candidates = choose_candidates(arguments, students, evaluation)
+        title = f"{name}, {arguments.num_samples} samples, features: {arguments.features}"
+        tqdm.write(f"evaluating on {evaluation.compute}: {title}, writing to {folder}")
         bar.reset(total=evaluation.num_network_evaluations(candidates))
-        tqdm.write(line_of(COLUMNS))
-        rows, baselines = [], {}
         for candidate in candidates:
-            found = evaluation.evaluate(candidate)
-            if candidate.name == "teacher" and candidate.sampler == "ddim":
-                baselines.setdefault(candidate.guidance, found["fid"])  # the teacher at the most steps comes first
-            rows.append((candidate, found))
-            tqdm.write(line_of(cells_of(candidate, found, baselines.get(candidate.guidance))))
-        draw_figure(rows, title, folder / "fid.png")
-        if len(set(arguments.guidance)) > 1 and any(found.get("right") for _, found in rows):
-            draw_trade_off(rows, title, folder / "guidance.png")
+            rows.append((candidate, evaluation.evaluate(candidate)))
+            tqdm.write(f"{candidate}: FID {rows[-1][1]['fid']:.3f}")
+    print(table(rows))
+    draw_figure(rows, title, folder / "fid.png")
+    if len(set(arguments.guidance)) > 1 and any(found["right"] is not None for _, found in rows):
+        draw_trade_off(rows, title, folder / "guidance.png")
     print(f"wrote results.json and the figures to {folder}")
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from diffusers import DDIMPipeline
-
 from utils.data.load import load_images
-from utils.evaluation.evaluation import to_bytes
-from utils.evaluation.metrics import Features, QualityMetrics, classifier_features
 from utils.sampling import batches_of
 from utils.schema import Data
+
+from utils.evaluation.evaluation import to_bytes
+from utils.evaluation.metrics import Features, QualityMetrics, classifier_features
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", choices=["MNIST", "FashionMNIST"], help="what the pictures are compared with")

@@ -5,8 +5,8 @@ With the angle phi = atan(sigma / alpha) of the noise schedule, noising rotates 
     z = cos(phi) x + sin(phi) eps          the noised image
     v = cos(phi) eps - sin(phi) x          its velocity, dz/dphi (paper, appendix D)
 
-and the same rotation backwards gives x = cos(phi) z - sin(phi) v and eps = sin(phi) z + cos(phi) v: no division,
-stable at every time. One DDIM step from the angle phi to psi turns z by their difference.
+and the inverse rotation gives x = cos(phi) z - sin(phi) v and eps = sin(phi) z + cos(phi) v: no division, stable at
+every time. One DDIM step from the angle phi to psi rotates z by their difference.
 
 Images and everything shaped like them are [B, C, H, W]; times and angles are [B] in float64, on the CPU.
 """
@@ -21,18 +21,27 @@ from torch import Tensor
 from models.noise_schedule import NoiseSchedule
 
 Prediction = Literal["v", "eps", "x"]
-LossWeighting = Literal["v_mse", "snr", "snr_trunc", "constant"]
-NO_CLASS = -1  # in place of the number of a class
+UNCONDITIONAL = -1  # in place of a class label
+
+# The paper's weightings of the loss (section 4), as weights on the squared error of v at the angle phi. The errors of x
+# and eps are that of v times sin(phi) and cos(phi), so `constant` is the error of x, `snr` that of eps, `snr_trunc` the
+# larger of the two (weight max(SNR, 1) on x), and `v_mse` that of v itself (weight SNR + 1 on x).
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "v_mse": torch.ones_like,
+    "snr": lambda phi: phi.cos() ** 2,
+    "snr_trunc": lambda phi: torch.maximum(phi.sin() ** 2, phi.cos() ** 2),
+    "constant": lambda phi: phi.sin() ** 2,
+}
 
 
 def cast_like(value: Tensor, image: Tensor) -> Tensor:
     """A float64 value in the dtype and on the device of `image`."""
-    # Cast before the move, since not every device has float64; and no waiting for the move to a GPU.
+    # Cast before the move, since not every device has float64; the move to a GPU does not block.
     return value.to(image.dtype).to(image.device, non_blocking=image.is_cuda)
 
 
 def per_image(value: Tensor, image: Tensor) -> Tensor:
-    """A value for each image, [B], as [B, 1, 1, 1] to be multiplied with `image`, [B, C, H, W]."""
+    """A value for each image, [B], as [B, 1, 1, 1], to multiply `image` [B, C, H, W] with."""
     return cast_like(value, image)[:, None, None, None]
 
 
@@ -54,19 +63,26 @@ def velocity(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
 def stratified(batch_size: int) -> Tensor:
     """Random numbers in [0, 1), [B] in float64, each uniform and one in every interval of length 1/B.
 
-    Times drawn so cover [0, 1) evenly in every batch, which makes the loss less noisy than independent times do.
+    They cover [0, 1) evenly in every batch, so the loss has less variance than with independent times.
     """
     numbers = (torch.arange(batch_size, dtype=torch.float64) + torch.rand(batch_size, dtype=torch.float64)) / batch_size
     return numbers.clamp(max=1 - 2**-53)  # the last could round to 1
 
 
+def drop_label(label: Tensor | None, dropped: Tensor) -> Tensor | None:
+    """The labels [B], `UNCONDITIONAL` where `dropped` [B] is true: these examples train the unconditional model."""
+    return None if label is None else label.masked_fill(dropped.to(label.device), UNCONDITIONAL)
+
+
 @dataclass(frozen=True)
 class Diffusion:
-    """A network, the schedule that it was trained with, and what its output means.
+    """A network, its noise schedule, and what its output means.
 
-    `network(z, logsnr, label)` takes z [B, C, H, W], logsnr [B] and a class [B] or None, and returns [B, C, H, W]. One
-    that `takes_guidance` is called with the guidance scale [B] besides: see models/guidance.py. One that counts
-    `timesteps`, as discrete processes do, is told the timestep, 0 at t = 1/timesteps, in place of logsnr.
+    Attributes:
+        network: see `Network` in models/network.py.
+        prediction: whether the network predicts v, eps or x.
+        takes_guidance: whether the guidance scale is an input of the network; see models/guidance.py.
+        timesteps: the network's own.
     """
 
     network: Callable[..., Tensor]
@@ -76,14 +92,14 @@ class Diffusion:
     timesteps: int | None = None
 
     def v(self, z: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        """The velocity that the network sees in z at the times t in (0, 1], whatever it predicts itself."""
+        """The network's output at z [B, C, H, W] and the times t [B] in (0, 1], converted to v."""
         time = self.schedule.logsnr(t) if self.timesteps is None else self.timesteps * t - 1
         scale = [] if guidance is None else [cast_like(guidance, z)]
         output = self.network(z, cast_like(time, z), label, *scale).to(z.dtype)
-        return self.velocity_of(output, z, self.schedule.angle(t))
+        return self.to_v(output, z, self.schedule.angle(t))
 
-    def velocity_of(self, output: Tensor, z: Tensor, phi: Tensor) -> Tensor:
-        """The velocity that an output of the network at z [B, C, H, W] and the angles phi [B] means."""
+    def to_v(self, output: Tensor, z: Tensor, phi: Tensor) -> Tensor:
+        """Converts an output of the network at z [B, C, H, W] and the angles phi [B] to v."""
         if self.prediction == "v":
             return output
         cos, sin = per_image(phi.cos(), z), per_image(phi.sin(), z)
@@ -92,24 +108,13 @@ class Diffusion:
         return (output - sin * z) / cos
 
 
-def weighted_mse(v: Tensor, v_target: Tensor, phi: Tensor, weighting: LossWeighting) -> Tensor:
-    """The loss of each image, [B]: the mean squared error of v under one of the paper's weightings (section 4).
-
-    Since x and eps are both v turned, their errors are the error of v times sin(phi) and cos(phi):
-    `constant` is the error of x, `snr` that of eps, `snr_trunc` the larger of the two (weight max(SNR, 1) on x),
-    and `v_mse` that of v itself (weight SNR + 1 on x).
-    """
-    weight = {
-        "constant": phi.sin() ** 2,
-        "snr": phi.cos() ** 2,
-        "snr_trunc": torch.maximum(phi.sin() ** 2, phi.cos() ** 2),
-        "v_mse": torch.ones_like(phi),
-    }[weighting]
-    return (per_image(weight, v) * (v - v_target).square()).mean(dim=(1, 2, 3))
+def weighted_mse(v: Tensor, v_target: Tensor, phi: Tensor, weighting: str) -> Tensor:
+    """The mean squared error of v for each image, [B], times one of the `WEIGHTINGS`."""
+    return (per_image(WEIGHTINGS[weighting](phi), v) * (v - v_target).square()).mean(dim=(1, 2, 3))
 
 
 def training_loss(
-    model: Diffusion, x: Tensor, eps: Tensor, t: Tensor, weighting: LossWeighting, label: Tensor | None = None
+    model: Diffusion, x: Tensor, eps: Tensor, t: Tensor, weighting: str, label: Tensor | None = None
 ) -> Tensor:
     """Algorithm 1 of the paper: the loss of each image x in [-1, 1], noised by eps to the times t in (0, 1]; [B]."""
     phi = model.schedule.angle(t)
@@ -123,13 +128,13 @@ def conversion_loss(
     x: Tensor,
     eps: Tensor,
     t: Tensor,
-    weighting: LossWeighting,
+    weighting: str,
     label: Tensor | None = None,
 ) -> Tensor:
-    """The loss [B] of a student that learns to say the teacher's v in one evaluation, whatever the teacher needs.
+    """The loss [B] of a student that matches the (possibly guided) teacher's v in one forward pass.
 
-    Algorithm 1 of Meng et al. 2022 (https://arxiv.org/abs/2210.03142), where the teacher is guided. The images x in
-    [-1, 1] are noised by eps to the times t in (0, 1].
+    Algorithm 1 of Meng et al. 2022 (https://arxiv.org/abs/2210.03142). The images x in [-1, 1] are noised by eps to the
+    times t in (0, 1].
     """
     phi = student.schedule.angle(t)
     z = add_noise(x, eps, phi)
@@ -139,10 +144,10 @@ def conversion_loss(
 
 
 def step_angles(schedule: NoiseSchedule, i: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """The angles at which step i of `num_steps` begins and ends, at t = i/N and (i - 1)/N.
+    """The angles at which step i of `num_steps` (N) begins and ends: those of t = i/N and t = (i - 1)/N.
 
-    i counts down from N to 1, in float64 (a half is the middle of a step). The end of the last step, t = 0, has
-    the angle 0 exactly, not the schedule's smallest: a rotation by the whole angle that is left returns x itself.
+    i counts down from N to 1, in float64 (a half is the middle of a step). The last step ends at the angle 0, not at
+    the schedule's smallest angle: a rotation by the whole remaining angle returns x itself.
     """
     end = schedule.angle((i - 1) / num_steps)
     return schedule.angle(i / num_steps), torch.where(i == 1, torch.zeros_like(end), end)
@@ -153,8 +158,8 @@ def distillation_target(
 ) -> Tensor:
     """The v that a student of `num_steps` (N) steps must predict at z, at time t = i/N, i in {1, ..., N} [B].
 
-    Algorithm 2 of the paper: the teacher takes two DDIM steps of 0.5/N, from z to z''; the student must land there
-    in one. A step by the angle d is z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
+    Algorithm 2 of the paper: the teacher takes two DDIM steps of 0.5/N, from z to z''; the student must get there in
+    one. A step by the angle d is z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
     """
     i = i.double()
     z_end = z
@@ -173,10 +178,10 @@ def distillation_loss(
     eps: Tensor,
     i: Tensor,
     num_steps: int,
-    weighting: LossWeighting,
+    weighting: str,
     label: Tensor | None = None,
 ) -> Tensor:
-    """Algorithm 2 of the paper: the loss [B] of a student of `num_steps` steps against its teacher's two half steps.
+    """Algorithm 2 of the paper: the loss [B] of a student of `num_steps` (N) steps against its teacher's two half steps.
 
     The images x in [-1, 1] are noised by eps to the times t = i/N, i in {1, ..., N} [B].
     """

@@ -1,12 +1,13 @@
-"""Classifier-free guidance (Ho & Salimans 2022), and a network that has learned it (Meng et al. 2022).
+"""Classifier-free guidance (Ho & Salimans 2022), and networks distilled to take the scale as an input (Meng et al. 2022).
 
-A model that knows each class, and what pictures of no particular class look like, can be led away from the latter:
+A class-conditional model that was also trained without labels can be extrapolated away from its unconditional
+prediction:
 
-    v = v_none + s (v_class - v_none)
+    v = v_unconditional + s (v_class - v_unconditional)
 
-The guidance scale s is counted as most tools do: 1 is the model as it is, 0 knows no class, and a larger s gives
-pictures that are more clearly of their class, and less varied. The w of the two papers is s - 1. That takes two
-evaluations of the network; one that is given s as an input, and has learned the sum, needs one.
+The guidance scale s is 1 for the model as it is and 0 for the unconditional one; a larger s gives samples that are more
+clearly of their class, and less varied. The w of the two papers is s - 1. It takes two network evaluations; a network
+that was distilled with s as an input needs one.
 """
 
 from dataclasses import dataclass
@@ -14,20 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.diffusion import NO_CLASS, Diffusion, cast_like, per_image
+from models.diffusion import UNCONDITIONAL, Diffusion, cast_like, per_image
 from models.noise_schedule import NoiseSchedule
 
 
-def without_class(label: Tensor | None, dropped: Tensor) -> Tensor | None:
-    """The classes [B], left out where `dropped` [B] says so: from such examples a model learns what "none" is."""
-    return None if label is None else label.masked_fill(dropped.to(label.device), NO_CLASS)
-
-
 def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
-    """A guidance scale for each example, [B] in float64, in a range; None without one.
+    """A guidance scale for each example, [B] in float64, within a range; None without a range.
 
-    Uniform (Meng et al., 3.1), but that a quarter of them are the lowest itself, usually 1: the student must learn
-    nothing there but to remain as it is, and by itself forgets that first, since it is only the edge of what it learns.
+    Uniform (Meng et al., 3.1), except that a quarter of the examples use the lowest scale, usually 1. There the target
+    is unchanged, but a uniform distribution rarely samples it, and samples at s = 1 would still be guided.
     """
     if scales is None:
         return None
@@ -36,25 +32,25 @@ def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
 
 
 def relative_to_scale(loss: Tensor, scale: Tensor | None) -> Tensor:
-    """The losses [B] of a student at these guidance scales s [B], divided by s^2 above 1. (Not in Meng et al.)
+    """The losses [B] at the guidance scales s [B], divided by max(s, 1)^2. (Not in Meng et al.)
 
-    What guidance adds to v grows with s, and with it the error of a student who learns it; undivided, the loss would be
-    that of the largest scales.
+    What guidance adds to v grows with s, and so does the student's error; otherwise the largest scales dominate the
+    loss.
     """
     return loss if scale is None else loss * cast_like(scale.clamp(min=1) ** -2, loss)
 
 
 def evaluations_per_step(scale: float, *, takes_guidance: bool) -> int:
-    """How often a network is evaluated in a step of a sampler: twice where it is guided and does not take the scale."""
+    """Network evaluations in a step of a sampler: 2 with guidance, unless the scale is an input of the network."""
     return 1 if scale == 1 or takes_guidance else 2
 
 
 @dataclass(frozen=True)
 class Guided:
-    """A model with guidance, in place of a `Diffusion` wherever one is sampled, taught or taught by.
+    """A model with guidance: a drop-in replacement of `Diffusion` for samplers, students and teachers.
 
     Attributes:
-        model: one with classes; either its network takes the scale, or it knows what no class is.
+        model: class-conditional; its network takes the scale, or was also trained without labels.
         scale: s for each image, [B] in float64, on the CPU.
     """
 
@@ -67,14 +63,14 @@ class Guided:
         return self.model.schedule
 
     def v(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
-        """The velocity at z [B, C, H, W] and the times t [B], led to the classes [B]."""
+        """The guided velocity at z [B, C, H, W], the times t [B] and the classes [B]."""
         if self.model.takes_guidance:
             return self.model.v(z, t, label, self.scale)
-        v_none = self.model.v(z, t, torch.full_like(label, NO_CLASS))
+        v_unconditional = self.model.v(z, t, torch.full_like(label, UNCONDITIONAL))
         v_class = self.model.v(z, t, label)
-        return v_none + per_image(self.scale, z) * (v_class - v_none)
+        return v_unconditional + per_image(self.scale, z) * (v_class - v_unconditional)
 
 
 def guided(model: Diffusion, scale: Tensor | None) -> Diffusion | Guided:
-    """The model with guidance at these scales [B], or as it is, where there are none."""
+    """The model with guidance at these scales [B]; the model itself without scales."""
     return model if scale is None else Guided(model, scale)

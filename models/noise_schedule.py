@@ -1,14 +1,14 @@
 """Noise schedules: continuous time t -> logsnr -> the angle of the noise (paper, section 2 and appendix B).
 
-Time runs from t = 0 (data) to t = 1 (noise). At time t an image x is seen as
+Time runs from t = 0 (data) to t = 1 (noise). At time t the noised image is
 
     z = alpha x + sigma eps,    alpha^2 = sigmoid(logsnr),  sigma^2 = sigmoid(-logsnr)
 
 Since alpha^2 + sigma^2 = 1, the pair is a point on the unit circle: alpha = cos(angle), sigma = sin(angle)
-with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). All that follows needs only the angle.
+with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). The rest of the code needs only the angle.
 
-Every schedule is a function of continuous time, exact at every t, and so has an inverse. Give it float64: in
-float32 the cosine of the angle near t = 1 is off by 1e-3.
+Every schedule is an invertible function of continuous time, exact at every t. Times must be float64: in float32 the
+cosine of the angle near t = 1 is off by 1e-3.
 """
 
 import math
@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LARGEST_LOGSNR = 60.0  # either way; beyond, exp(logsnr) meets the limits of float32
+LARGEST_LOGSNR = 60.0  # in absolute value; beyond it, exp(logsnr) exceeds the range of float32
 
 
 def angle_of(logsnr: Tensor) -> Tensor:
@@ -72,21 +72,21 @@ class LinearSchedule:
 
 @dataclass(frozen=True)
 class DiscreteSchedule:
-    """A process of T timesteps (Ho et al. 2020), made continuous: logsnr linear in time from one timestep to the next.
+    """A process of T timesteps (Ho et al. 2020), made continuous: logsnr is interpolated linearly between timesteps.
 
-    Timestep k in {0, ..., T - 1} is the time (k + 1) / T, where nothing is approximated. Up to t = 0, which no timestep
-    is, the line through the first two is prolonged.
+    Timestep k in {0, ..., T - 1} is the time (k + 1) / T, where logsnr is exact. From there to t = 0 the line through
+    the first two timesteps is extrapolated.
 
     Attributes:
-        betas: the variance that each timestep adds, T >= 2 numbers in [0, 1]; alpha^2 is the product of all 1 - beta
-            so far.
+        betas: the variance that each timestep adds, T >= 2 numbers in [0, 1]; alpha^2 is the cumulative product of
+            1 - beta.
     """
 
     betas: tuple[float, ...]
 
     @cached_property
     def table(self) -> Tensor:
-        """logsnr at the times 0, 1/T, ..., 1: [T + 1] in float64, none of them infinite."""
+        """logsnr at the times 0, 1/T, ..., 1: [T + 1] in float64, all finite."""
         log_alpha_squared = torch.log1p(-torch.tensor(self.betas, dtype=torch.float64)).cumsum(0)
         logsnr = (log_alpha_squared - torch.log(-torch.expm1(log_alpha_squared))).clamp(-LARGEST_LOGSNR, LARGEST_LOGSNR)
         return torch.cat([2 * logsnr[:1] - logsnr[1:2], logsnr])
@@ -103,10 +103,10 @@ class DiscreteSchedule:
         return torch.lerp(self.table[index], self.table[index + 1], position - before)
 
     def time(self, logsnr: Tensor) -> Tensor:
-        """The time at which the log signal-to-noise ratio is this, any shape: how many stretches lie above it."""
+        """The time at which the log signal-to-noise ratio is this, any shape: the number of intervals above it."""
         table = self.table.to(logsnr)
-        stretches = (table[:-1] - logsnr[..., None]) / (table[:-1] - table[1:]).clamp(min=1e-12)
-        return stretches.clamp(0, 1).sum(-1) / len(self.betas)
+        intervals = (table[:-1] - logsnr[..., None]) / (table[:-1] - table[1:]).clamp(min=1e-12)
+        return intervals.clamp(0, 1).sum(-1) / len(self.betas)
 
 
 def betas_of(
@@ -114,8 +114,9 @@ def betas_of(
 ) -> Tensor:
     """The betas of a well-known process by its name in diffusers, [timesteps] in float64.
 
-    linear: from the first to the last (Ho et al. 2020); scaled_linear: so their square roots (Rombach et al. 2022);
-    squaredcos_cap_v2: alpha = cos((t + 0.008) / 1.008 pi/2), but no beta above 0.999 (Nichol & Dhariwal 2021).
+    linear: linear from the first to the last (Ho et al. 2020); scaled_linear: their square roots are linear (Rombach et
+    al. 2022); squaredcos_cap_v2: alpha = cos((t + 0.008) / 1.008 pi/2), with betas capped at 0.999 (Nichol & Dhariwal
+    2021).
     """
     if kind == "squaredcos_cap_v2":
         t = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
@@ -124,8 +125,8 @@ def betas_of(
     return torch.linspace(first ** (1 / root), last ** (1 / root), timesteps, dtype=torch.float64) ** root
 
 
-def without_signal_at_the_end(betas: Tensor) -> Tensor:
-    """The betas [T], changed so that alpha is 0 at the last timestep, the same at the first, and moved between.
+def rescale_zero_snr(betas: Tensor) -> Tensor:
+    """The betas [T], rescaled so that alpha is 0 at the last timestep and unchanged at the first.
 
     Lin et al. 2023 (https://arxiv.org/abs/2305.08891), Algorithm 1.
     """
@@ -135,14 +136,14 @@ def without_signal_at_the_end(betas: Tensor) -> Tensor:
 
 
 def betas_at(schedule: "NoiseSchedule", timesteps: int) -> Tensor:
-    """The betas of a process of so many timesteps that follows a schedule, [timesteps] in float64."""
+    """The betas of a discrete process that has the alpha of a schedule at each timestep, [timesteps] in float64."""
     alpha_squared = schedule.angle(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps).cos() ** 2
     alpha_squared[0] = 1
     return _betas(alpha_squared)
 
 
 def _betas(alpha_squared: Tensor) -> Tensor:
-    """The betas [T] of alpha^2 at the times 0, 1/T, ..., 1, [T + 1]."""
+    """alpha^2 at the times 0, 1/T, ..., 1, [T + 1], to betas [T]."""
     return 1 - alpha_squared[1:] / alpha_squared[:-1]
 
 

@@ -1,14 +1,16 @@
-"""Samplers: from noise at t = 1 to images at t = 0 in N equal steps of time.
+"""Samplers: from noise at t = 1 to images at t = 0 in N equal steps of time. `SAMPLERS` lists them.
 
 All take a model, the noise z [B, C, H, W] and the number of steps, and return images [B, C, H, W]; the last step
 returns the model's x. `clip` clips x to [-1, 1] in every step; the eps (or v) that goes with it is computed anew. That
-may help a model whose x is its estimate of the image. The x of a distilled model is not: it is the point towards which
-a step of its size lands where the teacher's two do, and may well lie beyond. Clipped, it lands elsewhere.
+may help a model whose x estimates the image. A student's x is whatever makes one step land on the teacher's z''; it may
+leave [-1, 1], so it must not be clipped.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.diffusion import Diffusion, per_image, rotate, step_angles
@@ -20,9 +22,9 @@ def countdown(num_steps: int) -> Tensor:
 
 
 def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: bool = True) -> Tensor:
-    """The deterministic sampler (paper, equation 8; Song et al. 2021): each step turns z back by the angle it spans.
+    """The deterministic sampler (paper, equation 8; Song et al. 2021): each step rotates z back by the angle it spans.
 
-    Without clipping that is z' = cos(d) z - sin(d) v. A clipped x goes with another v, so that
+    Without clipping that is z' = cos(d) z - sin(d) v. A clipped x needs another v, for which
     x = cos(phi) z - sin(phi) v still holds.
     """
     i = countdown(num_steps)
@@ -39,16 +41,14 @@ def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = 
 def posterior(z: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
     """Mean [B, C, H, W] and log variance [B] of q(z_s | z_t, x) for s < t (paper, equation 4).
 
-    The log variance lies between that of q itself, log((1 - r) sigma_s^2), at `variance` 0 ("small"), and
+    The log variance is interpolated from that of q itself, log((1 - r) sigma_s^2), at `variance` 0 ("small"), to
     log((1 - r) sigma_t^2) at 1 ("large"), where r = exp(logsnr_t - logsnr_s).
     """
     r = torch.exp(logsnr_t - logsnr_s)
     one_minus_r = -torch.expm1(logsnr_t - logsnr_s)
     alpha_s, alpha_t = torch.sigmoid(logsnr_s).sqrt(), torch.sigmoid(logsnr_t).sqrt()
     mean = per_image(r * alpha_s / alpha_t, z) * z + per_image(one_minus_r * alpha_s, z) * x
-    log_sigma2 = torch.lerp(
-        torch.nn.functional.logsigmoid(-logsnr_s), torch.nn.functional.logsigmoid(-logsnr_t), variance
-    )
+    log_sigma2 = torch.lerp(F.logsigmoid(-logsnr_s), F.logsigmoid(-logsnr_t), variance)
     return mean, torch.log(one_minus_r) + log_sigma2
 
 
@@ -56,15 +56,15 @@ def ancestral(
     model: Diffusion,
     z: Tensor,
     num_steps: int,
-    noise: Callable[[], Tensor],
     *,
     label: Tensor | None = None,
     clip: bool = True,
-    variance: float = 1.0,
+    noise: Callable[[], Tensor],
+    variance: float = 0.0,
 ) -> Tensor:
-    """The stochastic sampler of DDPM: each step draws from q(z_s | z_t, x) with the model's x (paper, equation 5).
+    """The stochastic sampler of DDPM: each step samples q(z_s | z_t, x) with the model's x (paper, equation 5).
 
-    `noise()` gives fresh standard normal noise like z, once for each step but the last; `variance` as in `posterior`.
+    `noise()` returns fresh standard normal noise like z, once for each step but the last; `variance` as in `posterior`.
     """
     i = countdown(num_steps)
     for t, s in zip(i / num_steps, (i - 1) / num_steps, strict=True):
@@ -75,3 +75,21 @@ def ancestral(
             return x
         mean, log_variance = posterior(z, x, model.schedule.logsnr(s), model.schedule.logsnr(t), variance)
         z = mean + per_image(torch.exp(log_variance / 2), z) * noise()
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler and its properties.
+
+    Attributes:
+        sample: `sample(model, z, num_steps, label=, clip=)`; a stochastic one also takes `noise=` and `variance=`.
+        stochastic: whether it draws fresh noise in each step.
+        evaluations_per_step: evaluations of the (possibly guided) model in a step.
+    """
+
+    sample: Callable[..., Tensor]
+    stochastic: bool
+    evaluations_per_step: int = 1
+
+
+SAMPLERS = {"ddim": Sampler(ddim, stochastic=False), "ancestral": Sampler(ancestral, stochastic=True)}

@@ -1,25 +1,28 @@
-"""The network: a U-Net, conditioned on the noise level and the class (Ho et al. 2020; Nichol & Dhariwal 2021).
+"""The U-Net, conditioned on the noise level and the class (Ho et al. 2020; Nichol & Dhariwal 2021).
 
 Each level on the way down halves the resolution and keeps its feature maps; each level on the way up doubles it and
 concatenates the kept ones (skip connections). The noise level scales and shifts the activations of every block, and of
 the last norm.
 
-A skip connection past all layers adds z to the output, times a factor that the noise level sets. For
-v = cot(phi) z - x / sin(phi): wherever x is plain to see, as in the background of a digit, v is z times a number, and
-a constant. Without it the noise in z must be carried through every norm and activation, and what is lost of it
-stays in the pictures. (Karras et al. 2022, section 5, give their network such a skip; Peebles & Xie 2023 such a norm.)
+A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
+v = cot(phi) z - x / sin(phi): wherever x is obvious, as in the background of a digit, v is a multiple of z plus a
+constant. Without the skip, the noise in z must pass through every norm and activation, and what gets lost there remains
+in the samples. (Karras et al. 2022, section 5, have such a skip in their network; Peebles & Xie 2023 such a norm.)
 """
 
 import math
 from contextlib import nullcontext
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from models.blocks import (
     Attention,
+    GroupNorm,
     ResidualBlock,
     embed_guidance,
     embed_label,
@@ -27,12 +30,53 @@ from models.blocks import (
     sinusoids,
     zero_init,
 )
+from models.network import NetworkSettings, Size
 from models.noise_schedule import angle_of
-from models.norm import GroupNorm
 
 
-class Stage(nn.Module):
-    """A residual block and, where the image is small enough to afford it, attention."""
+class UNetSettings(NetworkSettings):
+    """The keys of our U-Net in a configuration."""
+
+    type: Literal["unet"] = "unet"
+    features: Annotated[Size, Field(multiple_of=2)] = 128
+    multipliers: Annotated[list[Annotated[int, Field(gt=0, le=64)]], Field(min_length=1, max_length=12)] = [1, 2, 2, 2]
+    num_residual_blocks: Annotated[int, Field(gt=0, le=64)] = 2
+    attention_resolutions: Annotated[list[Size], Field(max_length=12)] = [16]
+    num_heads: Size = 1
+    resample_blocks: bool = False
+    patch_size: Size = 1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    time_scale: PositiveFloat = 1000.0
+
+    def check(self, image_size: int) -> None:
+        """Raises ValueError if the network cannot halve such images often enough, or attention does not fit."""
+        downsampling = self.patch_size * 2 ** (len(self.multipliers) - 1)
+        if image_size % downsampling:
+            raise ValueError(
+                f"data.image_size: {image_size} is not divisible by {downsampling}, "
+                f"as patch_size {self.patch_size} and {len(self.multipliers)} levels need"
+            )
+        channels = {
+            image_size // self.patch_size // 2**level: m * self.features for level, m in enumerate(self.multipliers)
+        }
+        for size in [*self.attention_resolutions, min(channels)]:
+            if size not in channels:
+                known = ", ".join(map(str, channels))
+                raise ValueError(f"network.attention_resolutions: {size}; the feature maps have the sizes {known}")
+            if channels[size] % self.num_heads:
+                raise ValueError(
+                    f"network.num_heads: {self.num_heads} does not divide the {channels[size]} channels at "
+                    f"{size}x{size}"
+                )
+
+    def build(self, *, image_size: int, num_channels: int, takes_guidance: bool, dropout: float | None) -> "UNet":
+        """The network with random weights."""
+        shape = {"image_size": image_size, "num_channels": num_channels, "takes_guidance": takes_guidance}
+        return UNet(**shape, **self.arguments(dropout))
+
+
+class AttentionBlock(nn.Module):
+    """A residual block, followed by attention where the image is small enough for it."""
 
     def __init__(
         self, in_channels: int, out_channels: int, embedding: int, dropout: float, num_heads: int, attend: bool
@@ -57,19 +101,19 @@ class UNet(nn.Module):
         num_residual_blocks: residual blocks a level on the way down (one more on the way up).
         attention_resolutions: sizes of the feature maps at which there is attention; always at the smallest.
         num_heads: attention heads; must divide the channels there.
-        resample_blocks: whether residual blocks halve and double the images between levels, and not convolutions.
-        patch_size: patches of so many pixels each way are folded into channels: 2 makes a quarter of the work.
+        resample_blocks: whether residual blocks, not convolutions, halve and double the images between levels.
+        patch_size: side of the patches of pixels that are folded into channels: 2 makes a quarter of the work.
         dropout: probability, in every residual block.
-        time_scale: the noise angle in [0, 1] times this enters the sinusoids. They turn slowly: with a scale of 1
-            the network is hardly conditioned on the time, and the loss hardly shows it. (The authors' `inv_cos`: 1000.)
+        time_scale: the noise angle in [0, 1] times this enters the sinusoids, whose periods are long: with a scale of
+            1 the network is hardly conditioned on the time, and the loss hardly shows it. (The authors: 1000.)
         num_classes: 0 for a network without classes.
-        takes_guidance: whether the network is given the guidance scale as well: see models/guidance.py.
+        takes_guidance: whether the guidance scale is an input as well: see models/guidance.py.
 
     Attributes:
-        bfloat16: whether the convolutions and the attention compute in bfloat16 (False, until it is set). All else is
-            float32 in any case: the weights, the embedding of the noise level, the norms' statistics, and, from the
-            last norm on, the way to the output, where a rounding would stay in the picture.
-        first_example: the index, in the global batch, of the first image that it is given; see `Dropout`.
+        bfloat16: whether the convolutions and the attention compute in bfloat16 (False until it is set). Everything
+            else is float32 in any case: the weights, the embedding of the noise level, the norms' statistics, and the
+            layers from the last norm on, where rounding would remain visible in the sample.
+        timesteps, first_example: see `Network`.
     """
 
     def __init__(
@@ -90,20 +134,22 @@ class UNet(nn.Module):
         takes_guidance: bool = False,
     ):
         super().__init__()
-        self.bfloat16 = False
+        self.bfloat16, self.timesteps = False, None
         self.first_example: int | Tensor = 0
         self.features, self.patch_size, self.time_scale = features, patch_size, time_scale
         self.num_classes = num_classes
         self.downsampling = patch_size * 2 ** (len(multipliers) - 1)
         if image_size % self.downsampling:
-            raise ValueError(f"an image of {image_size} pixels cannot be divided by {self.downsampling}")
+            raise ValueError(f"an image of {image_size} pixels is not divisible by {self.downsampling}")
         embedding = 4 * features
         self.embed_time = nn.Sequential(nn.Linear(features, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
         self.embed_guidance = guidance_layers(features, embedding) if takes_guidance else None
 
-        def stage(in_channels: int, out_channels: int, size: int) -> Stage:
-            return Stage(in_channels, out_channels, embedding, dropout, num_heads, size in attention_resolutions)
+        def block(in_channels: int, out_channels: int, size: int) -> AttentionBlock:
+            return AttentionBlock(
+                in_channels, out_channels, embedding, dropout, num_heads, size in attention_resolutions
+            )
 
         size, channels = image_size // patch_size, features
         self.conv_in = nn.Conv2d(num_channels * patch_size**2, channels, 3, padding=1)
@@ -119,13 +165,13 @@ class UNet(nn.Module):
                 size //= 2
                 kept.append(channels)
             for _ in range(num_residual_blocks):
-                self.down.append(stage(channels, multiplier * features, size))
+                self.down.append(block(channels, multiplier * features, size))
                 channels = multiplier * features
                 kept.append(channels)
 
         self.middle = nn.ModuleList(
             [
-                Stage(channels, channels, embedding, dropout, num_heads, attend=True),
+                AttentionBlock(channels, channels, embedding, dropout, num_heads, attend=True),
                 ResidualBlock(channels, channels, embedding, dropout),
             ]
         )
@@ -133,7 +179,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(num_residual_blocks + 1):
-                self.up.append(stage(channels + kept.pop(), multiplier * features, size))
+                self.up.append(block(channels + kept.pop(), multiplier * features, size))
                 channels = multiplier * features
             if level > 0:
                 self.up.append(
@@ -164,14 +210,14 @@ class UNet(nn.Module):
         Args:
             z: [B, C, H, W].
             logsnr: [B].
-            label: a class [B] in [0, num_classes), or NO_CLASS, if the network has classes.
+            label: a class [B] in [0, num_classes), or `UNCONDITIONAL`, if the network has classes.
             guidance: the guidance scale [B], if the network takes it.
 
         Raises:
-            ValueError: the size of z cannot be halved as often as the network does, or a class or scale is missing.
+            ValueError: the network cannot halve the size of z often enough, or a label or scale is missing.
         """
         if z.shape[2] % self.downsampling or z.shape[3] % self.downsampling:
-            raise ValueError(f"an image of {z.shape[2]} x {z.shape[3]} cannot be divided by {self.downsampling}")
+            raise ValueError(f"an image of {z.shape[2]} x {z.shape[3]} is not divisible by {self.downsampling}")
         if (label is None) != (self.num_classes == 0):
             raise ValueError(f"the network has {self.num_classes} classes, but label is {label}")
         if (guidance is None) != (self.embed_guidance is None):
@@ -188,7 +234,7 @@ class UNet(nn.Module):
         """Down, through the middle and up: from z [B, C, H, W] to [B, channels, H / patch, W / patch]."""
 
         def through(layer: nn.Module, h: Tensor) -> Tensor:
-            return layer(h, embedding, index) if isinstance(layer, Stage | ResidualBlock) else layer(h)
+            return layer(h, embedding, index) if isinstance(layer, AttentionBlock | ResidualBlock) else layer(h)
 
         h = self.conv_in(rearrange(z, "b c (y p) (x q) -> b (c p q) y x", p=self.patch_size, q=self.patch_size))
         kept = [h]
@@ -198,13 +244,21 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = through(layer, h)
         for layer in self.up:
-            h = through(layer, torch.cat([h, kept.pop()], dim=1) if isinstance(layer, Stage) else h)
+            h = through(layer, torch.cat([h, kept.pop()], dim=1) if isinstance(layer, AttentionBlock) else h)
         return h
 
-    def for_inference(self) -> "UNet":
-        """The same network, in place, without dropout and no longer to be trained.
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The weights of convolutions and attention, except the input and output layers.
 
-        What computes in bfloat16 keeps its weights in it, which else are cast at every call.
+        Adam does as well on the linear layers through which noise level and class act on all others.
+        """
+        layers = [layer for name, layer in self.named_modules() if name not in ("conv_in", "conv_out")]
+        return [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)]
+
+    def for_inference(self) -> "UNet":
+        """The same network, in place, without dropout and gradients.
+
+        Layers that compute in bfloat16 keep their weights in it, which saves a cast at every call.
         """
         self.eval().requires_grad_(False)
         if self.bfloat16:

@@ -1,28 +1,105 @@
-"""A network of diffusers (https://github.com/huggingface/diffusers) in place of ours: its class, not a copy of it."""
+"""A network of diffusers (https://github.com/huggingface/diffusers) in place of our U-Net: its class, not a copy."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from models.blocks import embed_guidance, embed_label, guidance_layers
+from models.network import NetworkSettings, Size
+
+DownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+UpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+Resampling = Literal["conv", "resnet"]
+NumTimesteps = Annotated[int, Field(ge=2, le=10_000)]
+
+
+class UNet2DSettings(NetworkSettings):
+    """The keys of a `UNet2DModel` of diffusers, with its own defaults.
+
+    The size and channels of its images are those of the data, its `num_class_embeds` is `num_classes`. It is
+    conditioned on the timestep, one of `num_train_timesteps`.
+    """
+
+    type: Literal["unet2d"]
+    num_train_timesteps: NumTimesteps = 1000
+    center_input_sample: bool = False
+    time_embedding_type: Literal["positional"] = "positional"
+    time_embedding_dim: Size | None = None
+    freq_shift: Annotated[int, Field(ge=0, le=1)] = 0
+    flip_sin_to_cos: bool = True
+    down_block_types: Annotated[list[DownBlock], Field(min_length=1, max_length=12)] = ["DownBlock2D"] + 3 * [
+        "AttnDownBlock2D"
+    ]
+    mid_block_type: Literal["UNetMidBlock2D"] | None = "UNetMidBlock2D"
+    up_block_types: Annotated[list[UpBlock], Field(min_length=1, max_length=12)] = 3 * ["AttnUpBlock2D"] + ["UpBlock2D"]
+    block_out_channels: Annotated[list[Size], Field(min_length=1, max_length=12)] = [224, 448, 672, 896]
+    layers_per_block: Annotated[int, Field(gt=0, le=64)] = 2
+    mid_block_scale_factor: PositiveFloat = 1.0
+    downsample_padding: Annotated[int, Field(ge=0, le=1)] = 1
+    downsample_type: Resampling = "conv"
+    upsample_type: Resampling = "conv"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
+    attention_head_dim: Size | None = 8
+    norm_num_groups: Size = 32
+    attn_norm_num_groups: Size | None = None
+    norm_eps: PositiveFloat = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    add_attention: bool = True
+
+    def check(self, image_size: int) -> None:
+        """Raises ValueError if the network cannot halve such images often enough, or its norms do not fit."""
+        channels, levels = self.block_out_channels, len(self.block_out_channels)
+        for name in ("down_block_types", "up_block_types"):
+            if len(getattr(self, name)) != levels:
+                raise ValueError(f"network.{name}: should be {levels}, one for each of block_out_channels")
+        if image_size % 2 ** (levels - 1):
+            raise ValueError(
+                f"data.image_size: {image_size} is not divisible by {2 ** (levels - 1)}, as {levels} levels need"
+            )
+        blocks = [*zip(self.down_block_types, channels, strict=True)]
+        blocks += zip(self.up_block_types, channels[::-1], strict=True)
+        attention = [c for block, c in blocks if block.startswith("Attn")]
+        attention += [channels[-1]] if self.mid_block_type and self.add_attention else []
+        if attention and (self.attention_head_dim or 0) > min(attention):
+            raise ValueError(
+                f"network.attention_head_dim: {self.attention_head_dim} is more than {min(attention)} channels"
+            )
+        if self.attn_norm_num_groups and channels[-1] % self.attn_norm_num_groups:
+            raise ValueError(
+                f"network.attn_norm_num_groups: {self.attn_norm_num_groups} does not divide {channels[-1]} channels"
+            )
+        for count in channels:
+            if count % self.norm_num_groups:
+                raise ValueError(
+                    f"network.norm_num_groups: {self.norm_num_groups} does not divide {count} of block_out_channels"
+                )
+
+    def build(self, *, image_size: int, num_channels: int, takes_guidance: bool, dropout: float | None) -> "UNet2D":
+        """The network with random weights."""
+        shape = {"image_size": image_size, "num_channels": num_channels, "takes_guidance": takes_guidance}
+        return UNet2D(**shape, **self.arguments(dropout))
 
 
 class UNet2D(nn.Module):
     """v(z, timestep[, label]), or eps or x, by a `UNet2DModel`.
 
-    The class and the guidance scale are embedded here, as in our U-Net, and their sum enters where the class of a
-    `UNet2DModel` does. So "no class" is the vector 0.
+    The class and the guidance scale are embedded here, as in our U-Net, and their sum takes the place of the class
+    embedding of a `UNet2DModel`. So the unconditional embedding is zero.
 
     Args:
         image_size, num_channels: height and width, and channels, of the images.
+        num_train_timesteps: of the discrete process that it is conditioned on.
         num_classes: 0 for a network without classes.
-        takes_guidance: whether the network is given the guidance scale as well: see models/guidance.py.
-        settings: the keys of `UNet2DModel`, but for those that follow from the others.
+        takes_guidance: whether the guidance scale is an input as well: see models/guidance.py.
+        settings: the keys of `UNet2DModel`, except those that follow from the others.
 
     Attributes:
-        bfloat16: whether it computes in bfloat16 where PyTorch's autocast does (False, until it is set).
+        bfloat16: whether it computes in bfloat16 where PyTorch's autocast does (False until it is set).
+        timesteps, first_example: see `Network`; its dropout ignores the latter.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -30,18 +107,25 @@ class UNet2D(nn.Module):
     """
 
     def __init__(
-        self, *, image_size: int, num_channels: int, num_classes: int = 0, takes_guidance: bool = False, **settings: Any
+        self,
+        *,
+        image_size: int,
+        num_channels: int,
+        num_train_timesteps: int = 1000,
+        num_classes: int = 0,
+        takes_guidance: bool = False,
+        **settings: Any,
     ):
-        from diffusers import UNet2DModel  # which few need, and which takes seconds
+        from diffusers import UNet2DModel  # optional, and takes seconds
 
         super().__init__()
-        self.bfloat16 = False
+        self.bfloat16, self.timesteps, self.first_example = False, num_train_timesteps, 0
         self.num_classes = num_classes
         self.unet = UNet2DModel(
             sample_size=image_size,
             in_channels=num_channels,
             out_channels=num_channels,
-            class_embed_type="identity" if num_classes else None,  # adds the vector that it is given
+            class_embed_type="identity" if num_classes else None,  # adds the given vector
             **settings,
         )
         self.features, embedding = settings["block_out_channels"][0], self.unet.time_embedding.linear_2.out_features
@@ -55,8 +139,8 @@ class UNet2D(nn.Module):
 
         Args:
             z: [B, C, H, W].
-            timestep: [B], on the network's own scale; not necessarily whole.
-            label: a class [B] in [0, num_classes), or NO_CLASS, if the network has classes.
+            timestep: [B], on the network's own scale; not necessarily an integer.
+            label: a class [B] in [0, num_classes), or `UNCONDITIONAL`, if the network has classes.
             guidance: the guidance scale [B], if the network takes it.
         """
         vector = None
@@ -67,6 +151,13 @@ class UNet2D(nn.Module):
         with torch.autocast(z.device.type, torch.bfloat16) if self.bfloat16 else nullcontext():
             return self.unet(z, timestep, vector, return_dict=False)[0].float()
 
+    def muon_parameters(self) -> list[nn.Parameter]:
+        """The weights of convolutions and attention (to_q, to_k, to_v, to_out.0), except the input and output layers."""
+        layers = {name: layer for name, layer in self.unet.named_modules() if name not in ("conv_in", "conv_out")}
+        attention = [layer for name, layer in layers.items() if isinstance(layer, nn.Linear) and ".to_" in name]
+        convolutions = [layer for layer in layers.values() if isinstance(layer, nn.Conv2d)]
+        return [layer.weight for layer in convolutions + attention]
+
     def for_inference(self) -> "UNet2D":
-        """The same network, in place, without dropout and no longer to be trained."""
+        """The same network, in place, without dropout and gradients."""
         return self.eval().requires_grad_(False)

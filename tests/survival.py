@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from conftest import ROOT, TINY, call
 from mutations import mutate
-
-from utils.checkpoints import build_model
 from utils.compute import Compute
-from utils.config import load_config
 from utils.errors import InputError
 from utils.process.timing import Stopwatch
 from utils.schema import Config
 from utils.training.loop import TrainingLoop
+
+from utils.checkpoints import build_model
+from utils.config import load_config
 from utils.training.run import Run
 from utils.training.trainer import Trainer
 

@@ -3,13 +3,13 @@ import pickle
 
 import pytest
 import torch
+from utils.checkpoint_files import FORMAT_VERSION, load_checkpoint, save_checkpoint
+from utils.errors import InputError
+from utils.schema import Config
 
 from models.blocks import Dropout
 from models.diffusion import Diffusion
-from utils.checkpoint_files import FORMAT_VERSION, load_checkpoint, save_checkpoint
 from utils.checkpoints import TrainedOn, build_model
-from utils.errors import InputError
-from utils.schema import Config
 
 CPU = torch.device("cpu")
 CONFIG = Config.model_validate(

@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT
-
-from utils import cli
 from utils.compute import Compute
 from utils.errors import InputError
 from utils.process import distributed
 from utils.schema import Config
+
+from utils import cli
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 import pytest
 import torch
 from test_sampling import lesson
+from utils.compute import Compute, forward_flop
+from utils.schema import Config
 
 from models.unet import UNet
 from utils import compute
-from utils.compute import Compute, forward_flop
-from utils.schema import Config
 
 CPU = torch.device("cpu")
 

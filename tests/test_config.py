@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
-
-from utils.config import differences, load_config
 from utils.errors import InputError
 from utils.networks import NETWORKS
 from utils.schema import Config, Training
+
+from utils.config import differences, load_config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MINIMAL = "data: {name: MNIST, image_size: 32, num_channels: 1}\n"

@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, TINY, call, finish, run_in_processes
 from PIL import Image
 from torchvision.datasets import MNIST
+from utils.files import locked
 
 from utils.evaluation import classifier
-from utils.files import locked
 
 
 @pytest.fixture(scope="module")

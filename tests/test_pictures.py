@@ -1,5 +1,4 @@
 import torch
-
 from utils.pictures import comparison, grid
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from utils.sampling import draw_samples
+from utils.schema import Config
 
 from models.diffusion import Diffusion
 from utils.checkpoints import build_model
-from utils.sampling import draw_samples
-from utils.schema import Config
 
 CPU = torch.device("cpu")
 

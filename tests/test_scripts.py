@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import ROOT, call, run_script
 from PIL import Image
-
 from utils.files import locked
 
 

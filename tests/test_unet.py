@@ -3,10 +3,10 @@ import itertools
 import pytest
 import torch
 from conftest import ROOT
+from models.norm import GroupNorm
 
 from models.blocks import Dropout, ResidualBlock
 from models.noise_schedule import CosineSchedule
-from models.norm import GroupNorm
 from models.unet import UNet, sinusoids
 from utils.checkpoints import build_model
 from utils.config import load_config

@@ -18,14 +18,14 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
-
-from models.diffusion import Diffusion
 from utils.checkpoint_files import load_checkpoint
-from utils.checkpoints import Checkpoint
 from utils.formats.onnx_file import write_onnx
 from utils.process.randomness import seed_of
 from utils.sampling import draw_samples
 from utils.training.students import latest_checkpoint
+
+from models.diffusion import Diffusion
+from utils.checkpoints import Checkpoint
 
 FOLDER = Path(__file__).parent / "models"
 FEW = 16  # numbers are left as they are: nothing would be saved, and they may be shapes

@@ -1,9 +1,9 @@
 from collections import Counter
 
 import torch
+from utils.data.image_set import ImageSet
 
 from utils.data.batches import ImageData, _epochs
-from utils.data.image_set import ImageSet
 
 
 def numbered(count: int, seed: int = 0, random_flip: bool = False) -> ImageData:

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from utils.data import prepared
-from utils.data.folder import picture_formats
 from utils.data.load import load_data, load_images, require_same_classes
 from utils.data.picture import read_picture
 from utils.errors import InputError
 from utils.schema import Config, Data
+
+from utils.data import prepared
+from utils.data.folder import picture_formats
 
 
 @pytest.fixture(autouse=True)

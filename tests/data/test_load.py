@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import ROOT
 from torchvision import datasets
-
-from utils.data.batches import ImageData
 from utils.data.load import load_data, load_images
 from utils.errors import InputError
 from utils.schema import Config, Data
+
+from utils.data.batches import ImageData
 
 CPU = torch.device("cpu")
 

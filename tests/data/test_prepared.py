@@ -13,12 +13,12 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from test_folder import write_image
-
-from utils.data import prepared
 from utils.data.image_set import ImageSet, content_hash
-from utils.data.prepared import load_folder
 from utils.errors import InputError
 from utils.schema import Data
+
+from utils.data import prepared
+from utils.data.prepared import load_folder
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from utils.data.image_set import ImageSet, content_hash
 from utils.errors import InputError
+
 from utils.evaluation import classifier
 from utils.evaluation.classifier import load_classifier
 

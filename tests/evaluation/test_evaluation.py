@@ -5,10 +5,10 @@ import pytest
 import torch
 from test_sampling import lesson
 from tqdm import tqdm
-
 from utils.checkpoint_files import load_checkpoint, save_checkpoint
 from utils.compute import Compute
 from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, NumPictures
+
 from utils.evaluation.evaluation import Evaluation, to_bytes
 from utils.evaluation.metrics import Extractor
 from utils.evaluation.results import Results

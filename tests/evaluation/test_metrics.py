@@ -3,14 +3,14 @@
 import pytest
 import torch
 from conftest import ROOT
-
 from utils.data.image_set import to_unit_range
 from utils.data.load import load_images
 from utils.errors import InputError
+from utils.schema import Data
+
 from utils.evaluation import classifier, metrics
 from utils.evaluation.classifier import Classifier, train_classifier
 from utils.evaluation.metrics import Extractor, QualityMetrics
-from utils.schema import Data
 
 CPU = torch.device("cpu")
 AS_THEY_ARE = Extractor("as they are", 8, 0, lambda features: (features, None))  # the images are the features

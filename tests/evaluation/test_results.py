@@ -1,8 +1,8 @@
 import json
 
 import pytest
-
 from utils.errors import InputError
+
 from utils.evaluation.results import Results
 
 

@@ -5,7 +5,6 @@ import time
 
 import pytest
 import torch
-
 from utils.errors import InputError
 from utils.files import disk
 from utils.files.disk import append_line, locked, write_atomically

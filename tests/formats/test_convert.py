@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import call
 from pipelines import save_pipeline
-
-import convert
 from utils.checkpoint_files import load_checkpoint, save_checkpoint
-from utils.checkpoints import build_model
-from utils.config import load_config
 from utils.errors import InputError
 from utils.schema import Config
+
+import convert
+from utils.checkpoints import build_model
+from utils.config import load_config
 
 DATA = {"name": "MNIST", "image_size": 16, "num_channels": 1}
 OURS = {"features": 8, "multipliers": [1, 2], "attention_resolutions": []}

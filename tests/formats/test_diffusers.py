@@ -11,13 +11,13 @@ from diffusers import DDPMScheduler
 from pipelines import draw, save_pipeline, stock
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from utils.checkpoint_files import load_checkpoint, save_checkpoint
+from utils.schema import Betas, DiffusionSettings
 
 from models.diffusion import NO_CLASS
 from models.guidance import Guided
 from models.noise_schedule import betas_at
 from models.samplers import ddim
-from utils.checkpoint_files import load_checkpoint, save_checkpoint
-from utils.schema import Betas, DiffusionSettings
 
 CPU = torch.device("cpu")
 SCHEDULES = {

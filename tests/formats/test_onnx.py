@@ -9,12 +9,12 @@ import onnxruntime
 import pytest
 import torch
 from conftest import ROOT, call
+from utils.checkpoint_files import load_checkpoint, save_checkpoint
+from utils.schema import Config
 
 from models.guidance import guided
 from models.samplers import ddim
-from utils.checkpoint_files import load_checkpoint, save_checkpoint
 from utils.checkpoints import build_model
-from utils.schema import Config
 
 OURS = {"features": 8, "multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": [], "patch_size": 2}
 THEIRS = {

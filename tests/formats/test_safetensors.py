@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import call
 from safetensors.torch import load_file, save_file
-
 from utils.checkpoint_files import load_checkpoint, save_checkpoint
-from utils.checkpoints import TrainedOn, build_model
 from utils.schema import Config
+
+from utils.checkpoints import TrainedOn, build_model
 
 CONFIG = Config.model_validate(
     {

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from conftest import TINY
 from tqdm import tqdm
-
-from utils.config import load_config
 from utils.errors import InputError
 from utils.process import distributed
 from utils.process.distributed import on_rank_zero, rank_zero_first
+
+from utils.config import load_config
 
 
 def raised(act) -> str | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, call, finish, run_in_processes
-
 from utils.process import distributed
 
 FLAGS = ["--num_training_steps", 5, "--save_and_sample_every_n", 5, "--batch_size", 10]

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from utils.process.randomness import SampleNoise, normal_noise, seed_of
 
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 from conftest import ROOT, finish, run_in_processes
 from PIL import Image
+from utils.compute import Compute
+from utils.data.load import load_images
 
 from models.diffusion import stratified, training_loss
 from utils.checkpoints import build_model
-from utils.compute import Compute
 from utils.config import load_config
 from utils.data.batches import ImageData
-from utils.data.load import load_images
 from utils.training.trainer import Trainer
 
 NUM_PICTURES, NUM_BROKEN, GIB = 100_000, 50, 2**30

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-
-from models.diffusion import Diffusion
-from models.noise_schedule import CosineSchedule
 from utils.compute import Compute
 from utils.process.timing import Stopwatch
 from utils.schema import Config
 from utils.training.loop import TrainingLoop
+
+from models.diffusion import Diffusion
+from models.noise_schedule import CosineSchedule
 from utils.training.run import Run
 from utils.training.trainer import Trainer
 

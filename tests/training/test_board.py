@@ -5,9 +5,9 @@ import one_weight
 import pytest
 from one_weight import CONFIG, make_loop, take_steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from utils.errors import InputError
 from utils.training.board import SCALARS, require_tensorboard
+
 from utils.training.run import delete_run
 
 

@@ -2,7 +2,6 @@ import json
 
 from conftest import call
 from PIL import Image
-
 from utils.training.curves import curves_below
 
 

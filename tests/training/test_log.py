@@ -2,7 +2,6 @@ import json
 
 import pytest
 from one_weight import make_loop, take_steps
-
 from utils.training.log import table
 
 

@@ -5,11 +5,11 @@ import signal
 import pytest
 import torch
 from one_weight import CONFIG, make_loop, step_down, take_steps
-
 from utils.errors import InputError
 from utils.files import locked
 from utils.process.interruption import Interrupted
 from utils.training.loop import TrainingLoop
+
 from utils.training.run import Run, delete_run
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from one_weight import make_trainer
 from torch import nn
+from utils.training.muon import COEFFICIENTS, Muon, orthogonalized
 
 from models.unet import UNet
-from utils.training.muon import COEFFICIENTS, Muon, orthogonalized
 from utils.training.optimizers import matrices_of
 
 SMALL = {

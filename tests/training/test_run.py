@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 from one_weight import make_loop, take_steps
-
-from utils.checkpoints import TrainedOn
 from utils.errors import InputError
 from utils.schema import Config
+
+from utils.checkpoints import TrainedOn
 from utils.training.run import Run, delete_run
 
 

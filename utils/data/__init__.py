@@ -1,1 +1,5 @@
-"""The training and test images: sets of torchvision, in memory; folders of pictures, prepared once and mapped."""
+"""Training and test images.
+
+Reading the data sets (datasets), images and their classes (images), shuffled batches (batches); folders of image files:
+their contents (folder), one file (image_file), and a whole folder prepared once (prepared).
+"""

@@ -1,22 +1,22 @@
-"""The training images in batches, in an order that is shuffled anew each epoch."""
+"""The training images in batches, in an order that is shuffled in each epoch."""
 
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from utils.checkpoints import TrainedOn
-from utils.data.image_set import ImageSet, to_unit_range
-from utils.process.randomness import seed_of
+from utils.checkpoints.checkpoint import TrainedOn
+from utils.data.images import ImageSet, to_unit_range
+from utils.system.seeds import seed_of
 
-MOST_CLASS_NAMES, MOST_LETTERS = 10_000, 500_000  # that checkpoints keep: a set may have a class for each of a million
+MOST_CLASS_NAMES, MOST_LETTERS = 10_000, 500_000  # in a checkpoint; a data set may have a million classes
 
 
 class ImageData:
-    """The training images, and their classes if the model is told them, in an order that is shuffled each epoch.
+    """The training images, with classes for a class-conditional model, in an order that is shuffled in each epoch.
 
     Attributes:
-        description: what checkpoints keep of them.
+        description: what checkpoints keep about them.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class ImageData:
     ):
         """
         Args:
-            saturation_margin: how far beyond [-1, 1] the bytes 0 and 255 lie, flat black and white. Pictures are cut to
-                the range, so what is predicted there need not be exact to be black; at -1 itself half of it is grey.
+            saturation_margin: flat black and white, the bytes 0 and 255, are trained this far outside [-1, 1]. Samples
+                are clipped, so a small error there is invisible; around -1 itself, half of the errors are grey.
         """
         class_names = data.class_names if with_classes and names_are_few(data.class_names) else []
         self.description = TrainedOn(data_hash=data.hash, class_names=class_names)
-        # Mapped images stay where they are; others are moved whole, so that no step waits for them.
-        self.images, self.let_go = data.images if data.let_go else data.images.to(device), data.let_go
+        # Mapped images stay on the disk; others move to the device as a whole, so that no step waits for them.
+        self.images, self.release = data.images if data.release else data.images.to(device), data.release
         self.labels = data.labels.to(self.images.device) if with_classes else None
         self.seed, self.random_flip, self.device = seed, random_flip, device
         self.saturation_margin = saturation_margin
@@ -46,12 +46,12 @@ class ImageData:
         return len(self.images)
 
     def batch(self, examples: range, shuffle: int = 0) -> tuple[Tensor, Tensor | None]:
-        """The training examples of these numbers, which count on from epoch to epoch; a function of them alone.
+        """The training examples with these numbers, which count through all epochs; a function of the numbers alone.
 
-        Each `shuffle` is another sequence of shuffles, so that students of few steps do not all see the same images.
+        Each `shuffle` is a different sequence of orders, so that students of few steps do not all see the same images.
 
         Returns:
-            Images [B, C, H, W] in [-1, 1], but for the margin, and classes [B] or None.
+            Images [B, C, H, W] in [-1, 1], except for the margin, and classes [B] or None.
         """
         pieces = []
         for epoch, begin, end in _epochs(examples.start, len(examples), len(self)):
@@ -60,8 +60,8 @@ class ImageData:
         indices, flip = (torch.cat(part) for part in zip(*pieces, strict=True))
         indices = self._move(indices, self.images.device)
         x = to_unit_range(self._move(self.images[indices], self.device))
-        if self.let_go:
-            self.let_go()
+        if self.release:
+            self.release()
         if self.saturation_margin:
             x = torch.where(x.abs() == 1, x * (1 + self.saturation_margin), x)
         if self.random_flip:
@@ -77,12 +77,12 @@ class ImageData:
 
 
 def names_are_few(names: list[str]) -> bool:
-    """Whether a checkpoint keeps these names of classes."""
+    """Whether a checkpoint keeps these class names."""
     return len(names) <= MOST_CLASS_NAMES and sum(map(len, names)) <= MOST_LETTERS
 
 
 def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
-    """(epoch, begin, end) of each piece of `count` images from number `start` on, in epochs of one length."""
+    """(epoch, begin, end) of each piece of `count` examples from number `start` on, in epochs of this length."""
     pieces = []
     while count:
         epoch, begin = divmod(start, length)
@@ -94,6 +94,6 @@ def _epochs(start: int, count: int, length: int) -> list[tuple[int, int, int]]:
 
 @lru_cache(maxsize=2)
 def _shuffled(length: int, seed: int, shuffle: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """The order of the images in an epoch, and for each place whether a random flip mirrors its image."""
+    """The order of the images in an epoch, and for each position whether a random flip mirrors its image."""
     generator = torch.Generator().manual_seed(seed_of("epoch", seed, shuffle, index=epoch))
     return torch.randperm(length, generator=generator), torch.rand(length, generator=generator) < 0.5

@@ -1,12 +1,12 @@
-"""A folder of pictures, prepared once: decoded by parallel workers into one file, which is mapped from then on.
+"""A folder of images, prepared once: parallel workers decode it into one file, which is then memory-mapped.
 
-Below `data/cache/` lie, under a name made of the folder, the settings, and all its files' names, sizes and times:
+`data/cache/` contains, under a name made of the folder, the settings, and the names, sizes and times of all files:
 
-    <name>.uint8   the images [N, C, H, W], those of each class together
-    <name>.json    the index: the sizes of the classes, what could not be read, and a hash of the images
+    <name>.uint8   the images [N, C, H, W], sorted by class
+    <name>.json    the index: the number of images of each class, the broken files, and a hash of the images
 
-The index is written last: where there is one, and as many images as it says, they are whole. Whatever else is there is
-made anew.
+The index is written last: if it exists, and the images have the right size, both are complete. Otherwise the folder is
+prepared again.
 """
 
 import ctypes
@@ -27,27 +27,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.data.folder import Picture, class_names_of, find_pictures, printable
-from utils.data.image_set import ImageSet, content_hash, fit
-from utils.data.picture import NoPicture, read_picture
-from utils.errors import InputError, counted, first_of
-from utils.files import CACHE, delete_files, locked, read_if_there, write_atomically
-from utils.schema import Count, Section
-from utils.schema import Data as DataSettings
+from utils.config.schema import Count, Section
+from utils.config.schema import Data as DataSettings
+from utils.data.folder import ImageFile, class_names_of, find_images, printable
+from utils.data.image_file import BrokenImage, read_image
+from utils.data.images import ImageSet, content_hash, fit
+from utils.system.errors import InputError, counted, first_of
+from utils.system.files import CACHE, delete_files, locked, read_if_there, write_atomically
 
-VERSION = 1  # of what a picture becomes; with another, all folders are prepared anew
-BATCH_SIZE = 32  # pictures that a worker decodes at once
-FEW_PICTURES = 256  # are decoded sooner than workers have started
-MOST_MESSAGES = 5  # about pictures that cannot be read
+VERSION = 1  # of the preparation; if it changes, all folders are prepared again
+BATCH_SIZE = 32  # images that a worker decodes at once
+FEW_IMAGES = 256  # are decoded faster than workers start
+MOST_MESSAGES = 5  # about broken files
 
 
 class Index(Section):
-    """What is known of prepared images.
+    """The index of prepared images.
 
     Attributes:
-        identity: what went in.
-        counts: how many images each class has, in the order of the images.
-        broken: a message for each picture that cannot be read.
+        identity: the name of the folder, the settings and the files.
+        counts: the number of images of each class, in the order of the images.
+        broken: a message for each broken file.
         hash: of the images and their classes, see `content_hash`.
     """
 
@@ -59,54 +59,54 @@ class Index(Section):
 
 @dataclass(frozen=True)
 class Folder(Dataset):
-    """The pictures of a folder; item i is the bytes of uint8 [C, H, W], or says why it cannot be read."""
+    """The images of a folder; item i is the bytes of uint8 [C, H, W], or the error of reading it."""
 
     root: Path
-    pictures: list[Picture]
+    files: list[ImageFile]
     settings: DataSettings
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> bytes | InputError:
         size, channels, background = self.settings.image_size, self.settings.num_channels, self.settings.background
         try:
-            picture = read_picture(self.root / self.pictures[index].path, channels, background, at_least=2 * size)
+            image = read_image(self.root / self.files[index].path, channels, background, at_least=2 * size)
         except InputError as error:
             return error
-        return fit(picture[None], size, channels).numpy().tobytes()
+        return fit(image[None], size, channels).numpy().tobytes()
 
     def shape(self, count: int) -> tuple[int, int, int, int]:
-        """The shape [N, C, H, W] of so many of its images."""
+        """The shape [N, C, H, W] of `count` of its images."""
         return count, self.settings.num_channels, self.settings.image_size, self.settings.image_size
 
-    def place(self) -> str:
-        """The beginning of the names of what it becomes: of the folder and the settings, not of its pictures."""
+    def prefix(self) -> str:
+        """The beginning of its name in the cache: that of the folder and the settings, not of its files."""
         what = (VERSION, str(self.root.resolve()), self.shape(0), self.settings.background)
         return f"{printable(self.root.resolve().name)[:40]}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
 
     def identity(self) -> str:
-        """The whole name: it changes with any picture, too."""
+        """Its name in the cache, which changes if any file changes."""
         digest = hashlib.sha256()
-        for picture in self.pictures:
-            digest.update(repr(picture).encode())
-        return f"{self.place()}-{digest.hexdigest()[:12]}"
+        for file in self.files:
+            digest.update(repr(file).encode())
+        return f"{self.prefix()}-{digest.hexdigest()[:12]}"
 
 
 def load_folder(
     root: Path, key: str, settings: DataSettings, accept: Callable[[list[str]], object] | None = None
 ) -> ImageSet:
-    """The pictures below a folder, in the size and channels of the settings; prepared now, if they are not already.
+    """The images below a folder, in the size and channels of the settings; prepared now, if they are not already.
 
     Args:
         key: the name of the folder in the configuration, for messages.
-        accept: is given the names of the classes before anything is prepared; it may raise.
+        accept: is called with the class names before anything is prepared; it may raise.
 
     Raises:
-        InputError: there are no pictures, too many cannot be read, or there is no room for what they become.
+        InputError: there are no images, too many are broken, or the disk is full.
     """
-    folder = Folder(root, find_pictures(root, key), settings)
-    class_names = class_names_of(folder.pictures)
+    folder = Folder(root, find_images(root, key), settings)
+    class_names = class_names_of(folder.files)
     if accept:
         accept(class_names)
     identity = folder.identity()
@@ -116,9 +116,9 @@ def load_folder(
         with locked(CACHE, wait=True):
             index = _read_index(path, folder) or _prepare(path, folder)  # another process may have been faster
     _report(folder, index, class_names)
-    images, let_go = _map(path, folder.shape(sum(index.counts)))
+    images, release = _map(path, folder.shape(sum(index.counts)))
     labels = _labels(index.counts) if class_names else torch.zeros(len(images), dtype=torch.long)
-    return ImageSet(images, labels, class_names, index.hash, let_go)
+    return ImageSet(images, labels, class_names, index.hash, release)
 
 
 def _labels(counts: list[int]) -> Tensor:
@@ -126,7 +126,7 @@ def _labels(counts: list[int]) -> Tensor:
 
 
 def _read_index(path: Path, folder: Folder) -> Index | None:
-    """The index of the images at `path`; None if they are of other pictures, or not whole."""
+    """The index of the images at `path`; None if they are from other files, or incomplete."""
     try:
         index = Index.model_validate_json(read_if_there(path.with_suffix(".json")) or "")
         whole = path.stat().st_size == torch.Size(folder.shape(sum(index.counts))).numel()
@@ -136,40 +136,40 @@ def _read_index(path: Path, folder: Folder) -> Index | None:
 
 
 def _prepare(path: Path, folder: Folder) -> Index:
-    """Decodes all pictures and writes both files; what the same folder has become before is deleted."""
-    place = glob.escape(folder.place())
-    delete_files(CACHE, ".*.uint8.tmp", f"{place}-*.json", f"{place}-*.uint8")
-    counts, broken = dict.fromkeys((picture.class_name for picture in folder.pictures), 0), []
+    """Decodes all images and writes both files; deletes those of an earlier state of the same folder."""
+    prefix = glob.escape(folder.prefix())
+    delete_files(CACHE, ".*.uint8.tmp", f"{prefix}-*.json", f"{prefix}-*.uint8")
+    counts, broken = dict.fromkeys((file.class_name for file in folder.files), 0), []
 
     def write(file: BinaryIO) -> None:
-        workers = 0 if len(folder) <= FEW_PICTURES else num_processors()
+        workers = 0 if len(folder) <= FEW_IMAGES else num_processors()
         options = {"num_workers": workers, "worker_init_fn": _end_with_parent, "collate_fn": list}
         batches = DataLoader(folder, batch_size=BATCH_SIZE, **options)
-        decoded = tqdm(chain.from_iterable(batches), f"preparing {folder.root}", len(folder), False, unit="picture")
-        for picture, content in zip(folder.pictures, decoded, strict=True):
-            if isinstance(content, NoPicture):
+        decoded = tqdm(chain.from_iterable(batches), f"preparing {folder.root}", len(folder), False, unit="image")
+        for image, content in zip(folder.files, decoded, strict=True):
+            if isinstance(content, BrokenImage):
                 broken.append(str(content))
                 _require_few(broken, folder)
             elif isinstance(content, InputError):
                 raise content
             else:
                 file.write(content)
-                counts[picture.class_name] += 1
+                counts[image.class_name] += 1
         for name, count in counts.items():
             if count == 0:
-                raise InputError(f"{folder.root / printable(name)}: none of its pictures can be read: {broken[0]}")
+                raise InputError(f"{folder.root / printable(name)}: none of its images can be read: {broken[0]}")
 
     write_atomically(path, write)
     sizes = list(counts.values())
-    images, let_go = _map(path, folder.shape(sum(sizes)))
-    content = content_hash(images, _labels(sizes), let_go=let_go)
+    images, release = _map(path, folder.shape(sum(sizes)))
+    content = content_hash(images, _labels(sizes), release=release)
     index = Index(identity=path.stem, counts=sizes, broken=broken, hash=content)
     write_atomically(path.with_suffix(".json"), lambda file: file.write(index.model_dump_json().encode()))
     return index
 
 
 def _end_with_parent(_: int) -> None:
-    """Lets Linux end a worker when its parent is killed, which it would not notice while it waits to hand on."""
+    """Makes Linux end a worker when its parent is killed, which a waiting worker would not notice."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # sys/prctl.h
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -179,17 +179,13 @@ def _require_few(broken: list[str], folder: Folder) -> None:
     share = folder.settings.most_broken
     if len(broken) > share * len(folder):
         raise InputError(
-            f"{'; '.join(broken[-MOST_MESSAGES:])} (so far {len(broken)} of {len(folder)} pictures, more than "
-            f"data.most_broken allows: {share:g} of them)"
+            f"{'; '.join(broken[-MOST_MESSAGES:])} (so far {len(broken)} of {len(folder)} images, more than the "
+            f"fraction that data.most_broken allows, {share:g})"
         )
 
 
 def _report(folder: Folder, index: Index, class_names: list[str]) -> None:
-    """Prints what was found, and what was left out.
-
-    Raises:
-        InputError: too much was left out.
-    """
+    """Prints the number of images, their classes and the broken files. Raises InputError if too many are broken."""
     if index.broken:
         _require_few(index.broken, folder)
         print(f"{folder.root}: {len(index.broken)} left out: {first_of(index.broken, MOST_MESSAGES, '; ')}")
@@ -198,9 +194,9 @@ def _report(folder: Folder, index: Index, class_names: list[str]) -> None:
         names = [f"{i} {name}" for i, name in enumerate(class_names)]
         shown = f" in {counted(len(names), 'class', 'es')}: {first_of(names)}"
     elif len(index.counts) > 1:
-        loose = printable(folder.pictures[0].name)
-        shown = f", some beside the subfolders ({loose}): so the subfolders are no classes"
-    print(f"{folder.root}: {counted(sum(index.counts), 'picture')}{shown}")
+        loose = printable(folder.files[0].name)
+        shown = f", some of them beside the subfolders ({loose}), which are therefore not classes"
+    print(f"{folder.root}: {counted(sum(index.counts), 'image')}{shown}")
 
 
 def num_processors() -> int:
@@ -209,11 +205,11 @@ def num_processors() -> int:
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], object]]:
-    """A file's bytes as a tensor that is read from it where it is looked at, and a function that forgets them again.
+    """A memory-mapped file as a tensor, and a function that releases the pages that were read.
 
-    What has been read counts as this process's memory, until it is let go; the system keeps it in its own, if it can.
+    Until then they count as this process's memory; afterwards the system may still cache them.
     """
     with open(path, "rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # what is written there does not reach the file
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writes do not reach the file
     dont_need = getattr(mmap, "MADV_DONTNEED", None)  # not on Windows
     return torch.frombuffer(mapped, dtype=torch.uint8).view(shape), lambda: dont_need and mapped.madvise(dont_need)

@@ -1,1 +1,1 @@
-"""Measuring quality: FID and KID (metrics) on the features of a classifier, results.json (results), the report."""
+"""Quality: samples and their features (evaluation), metrics, the classifier, results.json (results), and the figures."""

@@ -1,4 +1,4 @@
-"""A small classifier of the data set, trained once, whose features FID and KID are computed from."""
+"""A small classifier of the data set, trained once; FID and KID are computed from its features."""
 
 import math
 from pathlib import Path
@@ -8,23 +8,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.data.image_set import ImageSet, content_hash, to_unit_range
-from utils.errors import InputError
-from utils.files import CACHE, exists, prepare_folder, read_torch_file, write_atomically
-from utils.files.torch_file import require_like
-from utils.process.distributed import on_rank_zero
-from utils.process.randomness import seed_of
+from utils.checkpoints.torch_file import read_torch_file, require_like
+from utils.data.images import ImageSet, content_hash, to_unit_range
+from utils.system.distributed import on_rank_zero
+from utils.system.errors import InputError
+from utils.system.files import CACHE, exists, prepare_folder, write_atomically
+from utils.system.seeds import seed_of
 
 FORMAT_VERSION = 1
 NUM_FEATURES = 128
-FEWEST_STEPS = 300  # for small sets
+FEWEST_STEPS = 300  # for small data sets
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 3, 256, 1e-2  # at least 99% of MNIST's test images, within two minutes on two cores
 
 
 class Classifier(nn.Module):
-    """Four convolutions; the mean of the last one's activations over the image are the features.
+    """Four convolutions; the features are the last one's activations, averaged over the image.
 
-    Like Inception's, which FID is known by, they are what a linear layer needs to tell the classes apart.
+    As in Inception, the usual network for FID, a linear layer predicts the class from them.
     """
 
     def __init__(self, num_channels: int, num_classes: int):
@@ -79,21 +79,21 @@ def train_classifier(classifier: Classifier, images: Tensor, labels: Tensor) -> 
 def accuracy(classifier: Classifier, images: Tensor, labels: Tensor) -> float:
     """The accuracy on uint8 images [N, C, H, W] of classes [N], in [0, 1]."""
     found = [classifier(to_unit_range(batch)).argmax(dim=1) for batch in images.split(BATCH_SIZE)]
-    return float((torch.cat(found) == labels).cpu().double().mean())  # Apple's GPUs know no float64
+    return float((torch.cat(found) == labels).cpu().double().mean())  # Apple's GPUs have no float64
 
 
 def load_classifier(name: str, training: ImageSet, test: ImageSet, device: torch.device) -> tuple[Classifier, str]:
-    """The classifier of a data set, from the cache or trained now, and a name that is of its weights alone.
+    """The classifier of a data set, from the cache or trained now, and a name that identifies its weights.
 
-    It is trained on the training images alone, always from the same seed, so that all evaluations of a data set on a
-    machine share it, whatever the seed of the model. Another number of threads, or another machine, may round it to
-    other weights, whose features are others: hence the name.
+    It is trained on the training images, always from the same seed, so all evaluations of a data set on a machine share
+    it, whatever the seed of the model. Another number of threads, or another machine, may round to other weights and
+    other features; hence the name.
 
     Raises:
-        InputError: the data set has one class only, or the cached file is damaged.
+        InputError: the data set has only one class, or the cached file is damaged.
     """
     if training.num_classes < 2:
-        raise InputError(f"--features classifier: {name} has no classes (subfolders) to tell apart; take inception")
+        raise InputError(f"--features classifier: {name} has no classes (subfolders) to distinguish; use inception")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("classifier"))
         classifier = (
@@ -104,12 +104,12 @@ def load_classifier(name: str, training: ImageSet, test: ImageSet, device: torch
     path = CACHE / f"classifier-{name}-{training.hash}.pt"
     if not exists(path):
         _train_and_save(classifier, training, test, path)
-    content = read_torch_file(path, {FORMAT_VERSION: {"weights", "test_accuracy"}}, "a classifier")
+    content = read_torch_file(path, FORMAT_VERSION, {"weights", "test_accuracy"}, "a classifier")
     try:
         require_like(content["weights"], classifier.state_dict())
         classifier.load_state_dict(content["weights"])
     except ValueError as error:
-        raise InputError(f"{path}: of another architecture or damaged; delete it, and it is trained anew") from error
+        raise InputError(f"{path}: of another architecture or damaged; delete it, and it is trained again") from error
     return classifier, f"classifier-{name}-{content_hash(*content['weights'].values())}"
 
 
@@ -122,4 +122,4 @@ def _train_and_save(classifier: Classifier, training: ImageSet, test: ImageSet, 
     weights = {name: weight.cpu() for name, weight in classifier.state_dict().items()}
     content = {"format_version": FORMAT_VERSION, "weights": weights, "test_accuracy": share}
     write_atomically(path, lambda file: torch.save(content, file))
-    print(f"wrote {path}, a classifier that knows {100 * share:.2f}% of the test images")
+    print(f"wrote {path}, a classifier with an accuracy of {100 * share:.2f}% on the test images")

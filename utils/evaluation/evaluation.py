@@ -1,10 +1,10 @@
-"""Evaluates models: features of their pictures against those of the test images; nothing is computed twice."""
+"""Evaluates models: the features of their samples against those of the test images. Nothing is computed twice."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache, cached_property, partial
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +12,56 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils.checkpoint_files import load_checkpoint
-from utils.checkpoints import Checkpoint
-from utils.compute import Compute
-from utils.data.image_set import content_hash
-from utils.evaluation.candidate import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, NumPictures
-from utils.evaluation.metrics import Extractor, Features, QualityMetrics, Scores
+from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from utils.checkpoints.compute import Compute
+from utils.checkpoints.sampling import VARIANCES, batches_of, draw_all, draw_batch
+from utils.config.schema import Config, SamplerSettings
+from utils.data.images import content_hash
+from utils.evaluation.metrics import METRICS, Extractor, Features
 from utils.evaluation.results import Results
-from utils.files import sha256
-from utils.process.distributed import all_gather, distributed_map, tasks_per_rank
-from utils.process.randomness import seed_of
-from utils.sampling import batches_of, draw_all, draw_batch
-from utils.schema import Config
+from utils.system.distributed import all_gather, distributed_map, tasks_per_rank
+from utils.system.files import sha256
+from utils.system.seeds import seed_of
 
-NUM_COMPARED = 64  # pictures that are kept, of the teacher at 1024 steps, to be compared with others pixel by pixel
-SAME_PICTURE = 0.01  # root mean squared difference, in [-1, 1], below which pictures are the same: 1.3 of 255 greys
+NUM_COMPARED = 64  # samples of the column `distance`
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Pictures in [-1, 1] (values beyond are cut) as uint8, as a PNG would hold them."""
+    """Images in [-1, 1] (values outside are clipped) as uint8, as in a PNG."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def first(features: Features, count: int) -> Features:
-    """Those of the first so many pictures, copied, so that the others need not be kept."""
-    of_all, classes = features
-    return of_all[:count].clone(), None if classes is None else classes[:count].clone()
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the table: the samples of a checkpoint, or, without one, the images of a baseline."""
+
+    name: str
+    path: Path | None = None
+    sampling: SamplerSettings | None = None
+    guidance: float = 1.0
+    evaluations_per_step: int = 1
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return self.name
+        steps = self.sampling.steps
+        text = f"{self.name}, {self.sampling.sampler}, {steps} step{'s' if steps > 1 else ''}"
+        return text if self.guidance == 1 else f"{text}, guidance {self.guidance:g}"
+
+
+TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("uniform noise")
 
 
 @dataclass
 class Evaluation:
     """Evaluates candidates with one number of samples and one seed, and keeps the results in a file.
 
-    The batches are divided among the ranks; each is given the features of all, and so finds the same results.
+    The batches are divided among the ranks; each rank gets the features of all, and so the same results.
 
     Attributes:
-        num_few: pictures of a row of 64 DDIM steps, or more where there are many features: see `NumPictures`.
-        teacher: what DDIM pictures are compared with, at 1024 steps, from the same noise.
-        compared_guidance: the scale at which they are; at each further one it would be 2048 evaluations more.
-        batch_size: pictures drawn at once; it changes speed and rounding, so results are shared between batch sizes.
+        teacher: the column `distance` compares DDIM samples with its own at 1024 steps, from the same noise.
+        compared_guidance: the guidance scale of that column.
+        batch_size: samples drawn at once; results do not depend on it, except for rounding.
     """
 
     config: Config
@@ -60,210 +71,139 @@ class Evaluation:
     extractor: Extractor
     results: Results
     num_samples: int
-    num_few: int
     seed: int
     batch_size: int
     compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
     compared_guidance: float = 1.0
-    reference: Tensor | None = None
-    few_features: dict[Candidate, Features] = field(default_factory=dict)
+    sha256_of: dict[Path, str] = field(default_factory=dict)  # files may be large
 
     def key(self, candidate: Candidate) -> dict[str, Any]:
-        """Everything that a candidate's scores depend on: what its results are found by in the file."""
+        """Everything that a candidate's results depend on: the key of its entry in the file."""
         key = {
             "name": candidate.name,
-            "sampler": candidate.sampler,
-            "sampling_steps": candidate.sampling_steps,
             "num_samples": self.num_samples,
             "seed": self.seed,
-            "guidance": candidate.guidance,
             "features": self.extractor.name,
             "reference": self._reference_hash,
         }
         if candidate == TRAINING_IMAGES:
             key["training_images"] = content_hash(self.training_images)
         if candidate.path:
-            key |= {"clip": self.config.sampling.clip, "precision": self.compute.precision}
-            key["checkpoint_sha256"] = self._sha256_of(candidate.path)
+            sampling = candidate.sampling.model_dump(exclude={"steps", "variance"})
+            key |= sampling | {"sampling_steps": candidate.sampling.steps, "guidance": candidate.guidance}
+            key |= {"checkpoint_sha256": self._sha256(candidate.path), "precision": self.compute.precision}
+            if candidate.sampling.sampler == "ancestral":
+                key["variance"] = VARIANCES.get(candidate.sampling.variance, candidate.sampling.variance)
         if self._is_compared(candidate):
             key["teacher_sha256"] = self.teacher.sha256
-        if candidate.sampler == "ancestral":
-            key["variance"] = self.config.sampling.variance_fraction
-        base = self._num_pictures.base_of(candidate)
-        return key | {"num_few": base and self._num_pictures.most_few, "base_steps": base and base.sampling_steps}
+        return key
 
     def evaluate(self, candidate: Candidate) -> dict[str, Any]:
-        """The results of a candidate: found in the file, or computed and added to it."""
+        """The results of a candidate: from the file, or computed and added to it."""
         key = self.key(candidate)
         if entry := self.results.find(key):
             return entry
-        found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None}
-        found |= {"distance": None, "right": None, "guidance": candidate.guidance}
-        found |= asdict(self._score(candidate, found))
+        self.bar.set_description(str(candidate))
+        found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None, "distance": None}
+        samples = self._features(candidate, found)
+        for metric in METRICS.values():
+            found |= metric.compute(self._real, samples)
         self.results.add(key | found)
         return key | found
 
     def num_network_evaluations(self, candidates: list[Candidate]) -> int:
-        """How often a rank runs the network for those that are not in the file: batches times steps."""
-        drawn = list(self._num_pictures.to_draw(candidates, lambda c: bool(self.results.find(self.key(c)))).items())
-        if self.reference is None and any(self._is_compared(candidate) for candidate, _ in drawn):
-            drawn.append((self._reference_candidate(), NUM_COMPARED))
+        """The network evaluations of a rank, in batches, for the candidates that are not in the file."""
+        left = [each for each in candidates if each.path and not self.results.find(self.key(each))]
+        counts = [(each, self.num_samples) for each in left]
+        if any(self._is_compared(each) for each in left):
+            counts.append((self._reference_candidate(), NUM_COMPARED))
         return sum(
-            candidate.sampling_steps * candidate.evaluations_per_step * tasks_per_rank(self._batches(count))
-            for candidate, count in drawn
+            each.sampling.steps * each.evaluations_per_step * tasks_per_rank(batches_of(count, self.batch_size))
+            for each, count in counts
         )
 
-    def fewest_steps(self) -> int:
-        """The fewest steps, a power of two, with which the teacher draws the pictures that it draws with 1024.
-
-        They are the same if they differ by less than `SAME_PICTURE`; with more steps, DDIM comes nearer still.
-        """
-        key = {
-            "name": "fewest steps",
-            "guidance": self.compared_guidance,
-            "teacher_sha256": self.teacher.sha256,
-            "clip": self.config.sampling.clip,
-            "precision": self.compute.precision,
-            "seed": self.seed,
-            "same_picture": SAME_PICTURE,
-            "num_samples": NUM_COMPARED,
-        }
-        entry = self.results.find(key)
-        if entry is None:
-            pictures, distances, steps = self._reference(), {}, 1
-            most = self._reference_candidate()
-            while steps < most.sampling_steps:
-                candidate = replace(most, sampling_steps=steps)
-                self.bar.set_description(f"{candidate}, is it as good as {most.sampling_steps}?")
-                distances[steps] = float((self._first_pictures(candidate) - pictures).square().mean().sqrt())
-                if distances[steps] < SAME_PICTURE:
-                    break
-                steps *= 2
-            entry = key | {"steps": min(steps, most.sampling_steps), "distances": distances}
-            self.results.add(entry)
-        return entry["steps"]
+    def _sha256(self, path: Path) -> str:
+        if path not in self.sha256_of:
+            self.sha256_of[path] = sha256(path)
+        return self.sha256_of[path]
 
     @cached_property
     def _reference_hash(self) -> str:
         return content_hash(self.test_images)
 
     @cached_property
-    def _sha256_of(self) -> Callable[[Path], str]:
-        return cache(sha256)  # files may be large
-
-    @cached_property
-    def _metrics(self) -> QualityMetrics:
-        real = self._extract(len(self.test_images), lambda indices: self.test_images[indices.start : indices.stop])
-        device = self.compute.device if self.compute.device.type != "mps" else torch.device("cpu")  # needs float64
-        return QualityMetrics(self.extractor, real, device)
-
-    @cached_property
-    def _num_pictures(self) -> NumPictures:
-        return NumPictures(self.num_samples, self.num_few, self.extractor.num_features)
-
-    def _score(self, candidate: Candidate, found: dict[str, Any]) -> Scores:
-        """The scores of a candidate; what else is measured of its pictures is added to `found`."""
-        base, count = self._num_pictures.base_of(candidate), self._num_pictures.of(candidate)
-        of_base = self.evaluate(base) if base else None
-        features = self._features(candidate, count, found)
-        scores = self._metrics.score([features])
-        if candidate.path:
-            found["right"] = self._share_of_right(features)
-        if base is None:
-            return scores
-        few_of_base = self._few_features(base, count)
-        if found["right"] is not None:
-            found["right"] += of_base["right"] - self._share_of_right(few_of_base)
-            found["right"] = min(max(found["right"], 0.0), 1.0)
-        of_all = Scores(**{each.name: of_base[each.name] for each in fields(Scores)})
-        return self._metrics.score_by_difference(of_all, scores, self._metrics.score([few_of_base]))
-
-    def _few_features(self, candidate: Candidate, count: int) -> Features:
-        if candidate not in self.few_features:  # the row was in the file
-            self._features(candidate, self._num_pictures.kept_of(candidate), {})
-        return first(self.few_features[candidate], count)
-
-    def _batches(self, count: int) -> list[range]:
-        return batches_of(count, self.batch_size)
+    def _real(self) -> Features:
+        """The features of the test images."""
+        return self._extract(len(self.test_images), lambda indices: self.test_images[indices.start : indices.stop])
 
     def _is_compared(self, candidate: Candidate) -> bool:
-        return candidate.sampler == "ddim" and candidate.guidance == self.compared_guidance
+        is_ddim = candidate.path is not None and candidate.sampling.sampler == "ddim"
+        return is_ddim and candidate.guidance == self.compared_guidance
 
     def _reference_candidate(self) -> Candidate:
         guidance = self.compared_guidance
-        steps, evaluations = self.teacher.default_sampling_steps, self.teacher.evaluations_per_step(guidance)
-        return Candidate("teacher", self.teacher.path, "ddim", steps, guidance, evaluations)
+        sampling = self.teacher.sampling.model_copy(update={"sampler": "ddim"})
+        evaluations = self.teacher.evaluations_per_step("ddim", guidance)
+        return Candidate("teacher", self.teacher.path, sampling, guidance, evaluations)
 
+    @cached_property
     def _reference(self) -> Tensor:
-        if self.reference is None:
-            candidate = self._reference_candidate()
-            self.bar.set_description(f"{candidate}, to compare with")
-            self.reference = self._first_pictures(candidate)
-        return self.reference
+        """The samples that others are compared with, on the CPU of every rank."""
+        candidate = self._reference_candidate()
+        self.bar.set_description(f"{candidate}, for comparison")
+        return draw_all(partial(self._sampler(candidate), tick=self.bar.update), NUM_COMPARED, self.batch_size)
 
     def _sampler(self, candidate: Candidate) -> Callable[..., Tensor]:
-        """A function that draws the pictures of given indices, [B, C, H, W] in [-1, 1]."""
-        sampling = {"sampler": candidate.sampler, "batch_size": self.batch_size}
+        """A function that draws the samples of given indices, [B, C, H, W] in [-1, 1]."""
         model = load_checkpoint(candidate.path).model(self.compute.device)
         return partial(
             draw_batch,
             self.compute.for_inference(model, self.batch_size),
-            self.config.model_copy(update={"sampling": self.config.sampling.model_copy(update=sampling)}),
-            sampling_steps=candidate.sampling_steps,
+            self.config,
+            sampling=candidate.sampling,
             guidance=candidate.guidance,
             seed=self.seed,
             device=self.compute.device,
-            tick=self.bar.update,
         )
 
-    def _first_pictures(self, candidate: Candidate) -> Tensor:
-        """The first `NUM_COMPARED` pictures, on the CPU of every rank."""
-        return draw_all(self._sampler(candidate), NUM_COMPARED, self.batch_size)
+    @torch.inference_mode()
+    def _extract(self, count: int, images_of: Callable[[range], Tensor]) -> Features:
+        """The features of `count` images; `images_of` gives those of a batch, as uint8 [B, C, H, W]."""
 
-    def _extract(self, count: int, images_of: Callable[[range], Tensor]) -> Iterator[Features]:
-        """The features of so many images; `images_of` gives those of a batch, as uint8 [B, C, H, W]."""
-
-        def features(indices: range) -> Features:
+        def features(indices: range) -> tuple[Tensor, Tensor | None]:
             found, classes = self.extractor.extract(images_of(indices).to(self.compute.device))
             return found.cpu(), classes if classes is None else classes.cpu()
 
-        return distributed_map(features, self._batches(count))
+        parts = list(distributed_map(features, batches_of(count, self.batch_size)))
+        return Features(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
 
-    @torch.inference_mode()
-    def _features(self, candidate: Candidate, count: int, found: dict[str, Any]) -> Features:
-        """The features of a candidate's first pictures; what else is measured of them is added to `found`."""
-        self.bar.set_description(str(candidate))
+    def _features(self, candidate: Candidate, found: dict[str, Any]) -> Features:
+        """The features of a candidate's images; adds further measurements of them to `found`."""
         if candidate == TRAINING_IMAGES:
             generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
             chosen = torch.randperm(len(self.training_images), generator=generator)
-            batches = self._extract(count, lambda indices: self.training_images[chosen[list(indices)]])
-        elif candidate == UNIFORM_NOISE:
-            batches = self._extract(count, self._uniform_noise)
-        else:
-            batches = self._features_of_samples(candidate, count, found)
-        features, classes = (None if parts[0] is None else torch.cat(parts) for parts in zip(*batches, strict=True))
-        if few := self._num_pictures.kept_of(candidate):
-            self.few_features[candidate] = first((features, classes), few)
-        return features, classes
+            return self._extract(self.num_samples, lambda indices: self.training_images[chosen[list(indices)]])
+        if candidate == UNIFORM_NOISE:
+            return self._extract(self.num_samples, self._uniform_noise)
+        features, num_classes = self._sample_features(candidate, found), self.config.network.num_classes
+        if num_classes and num_classes == self.extractor.num_classes:
+            features = features._replace(labels=torch.arange(self.num_samples) % num_classes)
+        return features
 
-    def _uniform_noise(self, indices: range) -> Tensor:
-        generators = (torch.Generator().manual_seed(seed_of("uniform noise", self.seed, index=i)) for i in indices)
-        shape = self.test_images.shape[1:]
-        return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])
-
-    def _features_of_samples(self, candidate: Candidate, count: int, found: dict[str, Any]) -> Iterator[Features]:
-        reference = self._reference() if self._is_compared(candidate) else None
+    def _sample_features(self, candidate: Candidate, found: dict[str, Any]) -> Features:
+        reference = self._reference if self._is_compared(candidate) else None
         draw, seconds, squared, evaluations = self._sampler(candidate), 0.0, 0.0, 0
-        if self.compute.compiles:  # before the clock runs
-            draw(range(self.batch_size), sampling_steps=1, tick=int)
+        if self.compute.compiles:  # before the time is measured
+            one_step = candidate.sampling.model_copy(update={"steps": 1})
+            draw(range(self.batch_size), sampling=one_step, tick=int)
 
         def tick() -> None:
             nonlocal evaluations
             evaluations += 1
             self.bar.update()
 
-        def pictures(indices: range) -> Tensor:
+        def samples(indices: range) -> Tensor:
             nonlocal seconds, squared
             start = time.perf_counter()
             x = draw(indices, tick=tick)
@@ -275,17 +215,16 @@ class Evaluation:
                 squared += float((x[: len(compared)] - compared).square().mean(dim=(1, 2, 3)).sum())
             return to_bytes(x)
 
-        yield from self._extract(count, pictures)
-        found["pictures"] = count
-        found["evaluations"] = sum(all_gather(evaluations)) / len(self._batches(count))
+        features = self._extract(self.num_samples, samples)
+        num_batches = len(batches_of(self.num_samples, self.batch_size))
+        found["evaluations"] = sum(all_gather(evaluations)) / num_batches
         found["device"] = str(self.compute.device)
-        found["seconds_per_picture"] = sum(all_gather(seconds)) / count
+        found["seconds_per_sample"] = sum(all_gather(seconds)) / self.num_samples
         if reference is not None:
-            found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, count))
+            found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, self.num_samples))
+        return features
 
-    def _share_of_right(self, features: Features) -> float | None:
-        """The share of the first pictures in which the classifier sees the class that was asked for."""
-        num_classes, (_, classes) = self.config.network.num_classes, features
-        if classes is None or not num_classes or num_classes != self.extractor.num_classes:
-            return None
-        return float((classes == torch.arange(len(classes)) % num_classes).double().mean())
+    def _uniform_noise(self, indices: range) -> Tensor:
+        generators = (torch.Generator().manual_seed(seed_of("uniform noise", self.seed, index=i)) for i in indices)
+        shape = self.test_images.shape[1:]
+        return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])

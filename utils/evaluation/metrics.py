@@ -1,8 +1,12 @@
-"""FID and KID: distances between the features of samples and of real images."""
+"""The metrics of `METRICS`, which compare features of samples with those of real images, and the feature extractors.
+
+A further metric is a function of two `Features`, and a line of `METRICS`.
+"""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import torch
@@ -10,28 +14,42 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from utils.data.image_set import ImageSet, to_unit_range
-from utils.errors import InputError
-from utils.evaluation.classifier import NUM_FEATURES, load_classifier
-from utils.process.randomness import seed_of
+from utils.data.images import ImageSet, to_unit_range
+from utils.evaluation.classifier import load_classifier
+from utils.system.errors import InputError
+from utils.system.seeds import seed_of
 
 INCEPTION_FEATURES = 2048
-Features = tuple[Tensor, Tensor | None]  # [B, num_features], and classes [B] if the extractor knows any
-KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; less where there are fewer pictures
+KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; less for fewer samples
+
+
+class Features(NamedTuple):
+    """What an extractor finds in N images.
+
+    Attributes:
+        features: [N, num_features] on the CPU.
+        classes: the classes [N] that it sees; None if it does not classify.
+        labels: the classes [N] that the samples were conditioned on; None if there were none.
+    """
+
+    features: Tensor
+    classes: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature extractor: uint8 images [B, C, H, W] to features [B, num_features], and classes [B] if it knows any.
+    """A feature extractor.
 
     Attributes:
         name: changes whenever the features of an image may.
+        num_classes: 0 if it does not classify.
+        extract: maps uint8 images [B, C, H, W] to features [B, num_features], and classes [B] or None.
     """
 
     name: str
-    num_features: int
     num_classes: int
-    extract: Callable[[Tensor], Features]
+    extract: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def classifier_features(name: str, training: ImageSet, test: ImageSet, device: torch.device) -> Extractor:
@@ -42,14 +60,14 @@ def classifier_features(name: str, training: ImageSet, test: ImageSet, device: t
         features = classifier.features(to_unit_range(images))
         return features, classifier.head(features).argmax(dim=1)
 
-    return Extractor(name, NUM_FEATURES, classifier.head.out_features, extract)
+    return Extractor(name, classifier.head.out_features, extract)
 
 
 def inception_features(_name: str, _training: ImageSet, _test: ImageSet, device: torch.device) -> Extractor:
-    """The features of Inception v3 that FID is usually reported with; grey images become grey colours.
+    """The features of Inception v3, the usual ones for FID; grey images are converted to RGB.
 
     Raises:
-        InputError: the package torch-fidelity, or its weights, cannot be had.
+        InputError: the package torch-fidelity, or its weights, are not available.
     """
     try:
         inception = FrechetInceptionDistance(feature=INCEPTION_FEATURES).inception.to(device)
@@ -59,21 +77,17 @@ def inception_features(_name: str, _training: ImageSet, _test: ImageSet, device:
         ) from error
     except (URLError, OSError) as error:
         raise InputError(
-            f"--features inception: its weights cannot be fetched ({' '.join(str(error).split()):.100}); "
+            f"--features inception: its weights cannot be downloaded ({' '.join(str(error).split()):.100}); "
             "--features classifier needs no network"
         ) from error
-
-    def extract(images: Tensor) -> tuple[Tensor, None]:
-        return inception(images.expand(-1, 3, -1, -1)), None
-
-    return Extractor("inception-v3-2048", INCEPTION_FEATURES, 0, extract)
+    return Extractor("inception-v3-2048", 0, lambda images: (inception(images.expand(-1, 3, -1, -1)), None))
 
 
 EXTRACTORS = {"classifier": classifier_features, "inception": inception_features}
 
 
 class _Precomputed(nn.Module):
-    """The network that torchmetrics asks for: it returns its input, features that were computed for all metrics."""
+    """Stands for the network that torchmetrics expects: returns its input, which is already the features."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -83,98 +97,75 @@ class _Precomputed(nn.Module):
         return features
 
 
+def fid(real: Features, samples: Features) -> dict[str, float]:
+    """The squared Frechet distance of the features (Heusel et al. 2017); lower is better, 0 is best.
+
+    `fid_share` is the same divided by the trace of the real features' covariance, which is independent of their scale.
+    """
+    metric = _updated(FrechetInceptionDistance, real, samples)
+    distance, trace = float(metric.compute()), float(real.features.double().var(dim=0).sum())
+    return {"fid": distance, "fid_share": distance / trace}
+
+
+def kid(real: Features, samples: Features) -> dict[str, float]:
+    """The unbiased kernel distance (Binkowski et al. 2018): mean and standard deviation over 100 subsets."""
+    with warnings.catch_warnings(action="ignore"):  # that it keeps all features; they are few KB an image
+        metric = _updated(KernelInceptionDistance, real, samples)
+    metric.subset_size = min(KID_SUBSET_SIZE, len(real.features), len(samples.features))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("kid"))
+        mean, deviation = metric.compute()
+    return {"kid": float(mean), "kid_std": float(deviation)}
+
+
+def _updated(metric_class: type, real: Features, samples: Features) -> Any:
+    metric = metric_class(feature=_Precomputed(real.features.shape[1]), sync_on_compute=False)
+    metric.update(real.features, real=True)
+    metric.update(samples.features, real=False)
+    return metric
+
+
+def class_distance(real: Features, samples: Features) -> dict[str, Any]:
+    """The shares of the classes, and the total variation distance between those of samples and real images."""
+    if real.classes is None or samples.classes is None:
+        return {"classes": None, "class_distance": None}
+    count = int(max(real.classes.max(), samples.classes.max())) + 1
+    of_real, of_samples = (
+        each.classes.bincount(minlength=count).double() / len(each.classes) for each in (real, samples)
+    )
+    return {"classes": of_samples.tolist(), "class_distance": float((of_samples - of_real).abs().sum() / 2)}
+
+
+def label_accuracy(_real: Features, samples: Features) -> dict[str, float | None]:
+    """The share of samples that the classifier assigns to the class that they were conditioned on; 1 is best."""
+    if samples.classes is None or samples.labels is None:
+        return {"right": None}
+    return {"right": float((samples.classes == samples.labels).double().mean())}
+
+
 @dataclass(frozen=True)
-class Scores:
-    """The scores of a set of pictures; lower is better, and 0 is best, for all but `classes`.
+class Metric:
+    """A metric and its column in the table.
 
     Attributes:
-        fid: the Frechet distance of the features (Heusel et al. 2017), squared, as is usual.
-        fid_share: the same as a share of the trace of the real features' covariance: independent of their scale.
-        kid, kid_std: the kernel distance (Binkowski et al. 2018), unbiased: mean and deviation over 100 subsets.
-        classes: the share of each class that the classifier sees, None without a classifier.
-        class_distance: the total variation distance between these shares and those of the real images.
+        compute: of the features of real images and of samples, at least two of each; results by name.
+        width: of the column.
+        cell: formats a row's results for the table.
     """
 
-    fid: float
-    fid_share: float
-    kid: float
-    kid_std: float
-    classes: list[float] | None
-    class_distance: float | None
+    compute: Callable[[Features, Features], dict[str, Any]]
+    width: int
+    cell: Callable[[dict[str, Any]], str]
 
 
-class QualityMetrics:
-    """Compares sets of pictures with one set of real images, whose features are kept."""
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
-    def __init__(self, extractor: Extractor, real: Iterable[Features], device: torch.device):
-        """
-        Args:
-            extractor: whose features they are.
-            real: the features of the real images, in batches; there must be two images at least.
-        """
-        self.extractor = extractor
-        options = {
-            "feature": _Precomputed(extractor.num_features),
-            "reset_real_features": False,
-            "sync_on_compute": False,  # every process is given the features of all
-        }
-        self.fid = FrechetInceptionDistance(**options).to(device)
-        with warnings.catch_warnings(action="ignore"):  # that it keeps all features; they are few KB an image
-            self.kid = KernelInceptionDistance(**options).to(device)
-        self.real_classes = self._update(real, real=True)
-        num_real = int(self.fid.real_features_num_samples)
-        mean = self.fid.real_features_sum / num_real
-        scatter = self.fid.real_features_cov_sum.trace() - num_real * mean.square().sum()
-        self.real_trace = float(scatter / (num_real - 1))
 
-    @torch.inference_mode()
-    def _update(self, batches: Iterable[Features], *, real: bool) -> Tensor | None:
-        """Adds images to both metrics; their share in each class, on the CPU."""
-        counts = torch.zeros(self.extractor.num_classes, dtype=torch.float64)
-        for features, classes in batches:
-            self.fid.update(features.to(self.fid.device), real=real)
-            self.kid.update(features.to(self.kid.device), real=real)
-            if classes is not None:
-                counts += classes.bincount(minlength=len(counts)).cpu()
-        return counts / counts.sum() if self.extractor.num_classes else None
-
-    def score(self, batches: Iterable[Features]) -> Scores:
-        """The scores of pictures whose features come in batches; there must be two pictures at least."""
-        self.fid.reset()
-        self.kid.reset()
-        classes = self._update(batches, real=False)
-        fid = float(self.fid.compute())
-        counts = (self.fid.real_features_num_samples, self.fid.fake_features_num_samples)
-        self.kid.subset_size = min(KID_SUBSET_SIZE, *map(int, counts))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("kid"))
-            kid, kid_std = map(float, self.kid.compute())
-        return self._scores(fid, kid, kid_std, classes)
-
-    def score_by_difference(self, of_others: Scores, few: Scores, few_of_others: Scores) -> Scores:
-        """The scores of pictures of which only a few were drawn, by how these differ from others of the same noise.
-
-        A control variate: FID depends on the number of pictures, and by chance on which, but where both sets resemble
-        each other picture by picture, and are several times as many as the features, it does so much alike in both.
-
-        Args:
-            of_others: the scores of all the others; the deviation of their KID is kept.
-            few, few_of_others: the scores of the few pictures, and of as many others, from the same noise.
-        """
-
-        def corrected(name: str) -> Tensor:
-            of_all, of_few, of_same_few = (
-                torch.tensor(getattr(scores, name), dtype=torch.float64) for scores in (of_others, few, few_of_others)
-            )
-            return of_all + of_few - of_same_few
-
-        classes = None
-        if of_others.classes is not None:
-            classes = corrected("classes").clamp(min=0)
-            classes /= classes.sum()
-        return self._scores(float(corrected("fid")), float(corrected("kid")), of_others.kid_std, classes)
-
-    def _scores(self, fid: float, kid: float, kid_std: float, classes: Tensor | None) -> Scores:
-        distance = None if classes is None else float((classes - self.real_classes).abs().sum() / 2)
-        shares = None if classes is None else classes.tolist()
-        return Scores(fid, fid / self.real_trace, kid, kid_std, shares, distance)
+# by heading
+METRICS = {
+    "FID": Metric(fid, 8, lambda row: f"{row['fid']:.3f}"),
+    "KID x 1000": Metric(kid, 16, lambda row: f"{1000 * row['kid']:.2f} ± {1000 * row['kid_std']:.2f}"),
+    "classes": Metric(class_distance, 8, lambda row: _percent(row["class_distance"])),
+    "right": Metric(label_accuracy, 7, lambda row: _percent(row["right"])),
+}

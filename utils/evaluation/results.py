@@ -1,29 +1,25 @@
-"""results.json: the results of evaluate.py, where finished rows are found again."""
+"""results.json: the results of evaluate.py; finished rows are read from it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from utils.errors import InputError
-from utils.files import read_if_there, write_atomically
+from utils.system.errors import InputError
+from utils.system.files import read_if_there, write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Results:
-    """The entries of a results.json; each is a flat dictionary of what was evaluated (the key) and of its scores."""
+    """The entries of a results.json: flat dictionaries of what was evaluated (the key) and of its results."""
 
     def __init__(self, path: Path):
-        """Reads the file if it is there.
-
-        Raises:
-            InputError: it is something else.
-        """
+        """Reads the file if it exists. Raises InputError if it is something else, or of another format version."""
         self.path = path
         self.entries = _read_entries(path)
 
     def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """The first entry that agrees with a key in everything that the key names."""
+        """The first entry that contains all of a key."""
         for entry in self.entries:
             if all(name in entry and entry[name] == value for name, value in key.items()):
                 return entry
@@ -48,8 +44,4 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: damaged, or not results of evaluate.py; delete or rename it") from error
     if version != FORMAT_VERSION or not whole:
         raise InputError(f"{path}: not results of this version of evaluate.py; delete or rename it")
-    for entry in entries:  # of the time before there was guidance, and before there were rows of few pictures
-        entry.setdefault("guidance", 1.0)
-        entry.setdefault("num_few", None)
-        entry.setdefault("base_steps", None)
     return entries

@@ -1,1 +1,1 @@
-"""A run: one training step (trainer), the loop over all steps (loop), the folder of the run (run), its log (log)."""
+"""Training: what is trained (stage), opening it (session), its steps (run, trainer, optimizers), its state and logs."""

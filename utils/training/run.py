@@ -1,295 +1,207 @@
-"""A run, one training in one folder: what identifies it, and whether it is finished or may be continued.
+"""A run: the training steps of a stage, and what happens between them (logs, checkpoints, samples, signals)."""
 
-The folder holds `training_state.pt` (what continuing needs), `diffusion-<step>.pt`, `sample-<step>.png`,
-`metrics.jsonl` and, where wanted, TensorBoard events. They are written in the order state, picture, checkpoint: where
-there is a checkpoint, all that belongs to its step is there; where there is a state, the rest can be made from it.
-"""
-
-import os
-import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any
 
 import torch
-from pydantic import ValidationError, model_validator
+from torch import Tensor
+from tqdm import tqdm
 
-from models.diffusion import Prediction
-from utils.checkpoints import Checkpoint, TrainedOn
-from utils.config import differences, explain, flatten
-from utils.errors import InputError
-from utils.files import delete_files, exists, find_files, locked, read_torch_file, write_atomically
-from utils.files.disk import LOCK_NAME
-from utils.schema import Config
-from utils.sections import Count, NonNegativeInt, Section
-from utils.training.log import EVENTS, LOG_NAME
+from models.diffusion import Diffusion
+from utils.checkpoints.checkpoint import save_checkpoint
+from utils.checkpoints.compute import Compute
+from utils.checkpoints.sampling import draw_samples
+from utils.data.batches import ImageData
+from utils.system import distributed
+from utils.system.errors import InputError
+from utils.system.files import exists
+from utils.system.grids import grid, save_png
+from utils.system.seeds import normal_noise
+from utils.system.signals import Interrupted, SignalWatch
+from utils.training.loggers import LOGGERS, JsonLines, Logger
+from utils.training.stage import Stage
+from utils.training.state import STATE_NAME, damaged, write_state
+from utils.training.trainer import Trainer
 
-STATE_NAME = "training_state.pt"
-STATE_VERSION = 3
-# In the order of deletion: a state without its checkpoints would be continued, so it goes first.
-RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, EVENTS, ".*.tmp")
-
-# What was done before there was a setting: a run of that time goes on if it is set so.
-BEFORE_THERE_WAS = {
-    "training.class_dropout": 0.0,
-    "training.weight_decay": 0.0,
-    "training.optimizer": "adam",
-    "distillation.optimizer": "adam",
-    "distillation.weight_decay": 0.0,
-    "network.resample_blocks": False,
-    "network.type": "unet",
-    "data.saturation_margin": 0.0,
-    "diffusion.betas": None,
-    "distillation.prediction": None,
-}
-# Keys that do not change the weights: the run goes on when they differ. The paths only name a file in a message.
-WITHOUT_EFFECT = {
-    "compile",
-    "data.root",
-    "data.test_root",
-    "data.background",
-    "data.most_broken",
-    "data_hash",
-    "teacher_path",
-}
-WITHOUT_EFFECT |= {
-    f"{section}.{key}"
-    for section in ("training", "distillation")
-    for key in (
-        "accumulation_steps",
-        "save_and_sample_every_n",
-        "checkpoint_every_minutes",
-        "log_every_n",
-        "tensorboard",
-    )
-}
-BESIDE = "another --output_dir begins another run beside it, --restart deletes it"
-KEEP = f"the same value continues it, {BESIDE}"
+MOST_SKIPPED_IN_A_ROW = 10
 
 
-class Computed(Section):
-    """How the last process computed: see utils/compute.py."""
-
-    precision: Literal["fp32", "bf16"]
-    compile: bool
-    processes: Count
-
-
-class Header(Section):
-    """The contents of a training state besides tensors."""
-
-    identity: dict[str, Any]
-    num_steps: Count
-    step: NonNegativeInt
-    compute: Computed
-
-    @model_validator(mode="after")
-    def is_within_the_run(self) -> "Header":
-        """Refuses more steps taken than there are."""
-        if self.step > self.num_steps:
-            raise ValueError(f"step: {self.step} of {self.num_steps}")
-        return self
-
-
-STATE_KEYS = Header.model_fields.keys() | {"network", "ema", "optimizer"}
-
-
-@dataclass
 class Run:
-    """A training of `num_steps` steps in a folder.
+    """The training of a stage, on this rank's shard of the data.
 
     Attributes:
-        identity: the settings that must be the same for the run to be continued.
-        state: what the last process saved in the folder, None before anything has been saved.
-        sampling_steps, prediction, guidance: what the model is distilled for: see `Checkpoint`.
-        trained_on: the images, None until `use_data` has been called.
+        trainers: the trained networks by name; checkpoints hold the EMA of the one named "model".
+        step: the number of steps taken so far.
     """
 
-    folder: Path
-    identity: dict[str, Any]
-    num_steps: int
-    state: dict[str, Any] | None
-    sampling_steps: int | None
-    prediction: Prediction | None = None
-    guidance: list[float] | None = None
-    trained_on: TrainedOn | None = None
-
-    @property
-    def undistilled(self) -> bool:
-        """Whether its model is trained on images alone, and not by a teacher."""
-        return (self.sampling_steps, self.prediction, self.guidance) == (None, None, None)
-
-    @classmethod
-    def of_training(cls, folder: Path, config: Config, initial: Checkpoint | None, *, restart: bool) -> "Run":
-        """The run of train.py that begins with the weights of `initial`, or with random ones; see `open`."""
-        without_effect = {"num_training_steps"} | (set() if config.network.num_classes else {"class_dropout"})
-        unused = {"distillation": True, "sampling": True, "training": without_effect}
-        identity = config.model_dump(exclude=unused)
-        identity["load_model_weights_from_checkpoint"] = initial.sha256 if initial else None
-        return cls.open(folder, identity, config.training.num_training_steps, restart=restart, may_grow=True)
-
-    @classmethod
-    def of_student(
-        cls, folder: Path, config: Config, teacher: Checkpoint, sampling_steps: int | None, *, restart: bool
-    ) -> "Run":
-        """The run of distill.py for the student of so many sampling steps, or, with None, for the conversion.
-
-        See `open`.
+    def __init__(self, stage: Stage, state: dict[str, Any] | None):
         """
-        settings = config.distillation
-        apart = {
-            "num_training_steps_per_iteration",
-            "learning_rate",
-            "num_conversion_steps",
-            "conversion_learning_rate",
-        }
-        identity = config.model_dump(exclude={"sampling": True, "training": True, "distillation": apart})
-        identity["distillation"]["learning_rate"] = settings.initial_learning_rate(sampling_steps)
-        identity |= {"teacher_model_checkpoint": teacher.sha256, "teacher_path": str(teacher.path)}
-        identity["sampling_steps"] = sampling_steps
-        identity["distillation"]["loss_weighting"] = config.weighting_of_student(sampling_steps)
-        num_steps = settings.num_training_steps(sampling_steps)
-        run = cls.open(folder, identity, num_steps, sampling_steps=sampling_steps, restart=restart)
-        run.guidance = teacher.guidance or settings.guidance
-        run.prediction = settings.prediction or teacher.prediction
-        return run
+        Args:
+            state: of `read_state`.
+        """
+        self.stage, self.folder, self.num_steps = stage, stage.folder, stage.num_steps
+        self.trainers: dict[str, Trainer] = {}
+        self.step = self._saved_step = state["step"] if state else 0
+        self.previous_compute = state["compute"] if state else None
+        self.data_hash = state["identity"].get("data_hash") if state else None
+        self._states = state["trainers"] if state else {}
+        self.final_checkpoint = stage.folder / f"diffusion-{stage.num_steps}.pt"
+        self.finished = self.step == self.num_steps and exists(self.final_checkpoint)
 
-    @classmethod
-    def open(
-        cls,
-        folder: Path,
-        identity: dict[str, Any],
-        num_steps: int,
-        *,
-        sampling_steps: int | None = None,
-        restart: bool = False,
-        may_grow: bool = False,
-    ) -> "Run":
-        """The run, with the state that its folder holds; `restart` ignores what is there.
+    def prepare(self, data: ImageData, compute: Compute) -> None:
+        """Gives it the images, and the way to compute."""
+        self.data, self.compute, self.device = data, compute, compute.device
 
-        A finished run may be continued with more steps where `may_grow` is set.
+    def add_trainer(self, name: str, model: Diffusion) -> Trainer:
+        """Trains a model under a name, from its saved state if there is one.
 
         Raises:
-            InputError: the state in the folder is that of another run, or there are checkpoints without a state.
+            InputError: the saved state does not fit the model.
         """
-        path = folder / STATE_NAME
-        if restart or not exists(path):
-            for checkpoint in [] if restart else find_files(folder, "diffusion-*.pt"):
+        stage = self.stage
+        options = {"learning_rate": stage.learning_rate, "seed_of": stage.seed_of}
+        self.trainers[name] = trainer = Trainer(model, stage.settings, self.compute, **options)
+        if self.step:
+            try:
+                trainer.load_state_dict(self._states.pop(name, None), self.step)
+            except ValueError as error:
+                raise damaged(self.folder / STATE_NAME, f"{name}: {error}") from error
+        return trainer
+
+    def batch(self, part: slice) -> tuple[Tensor, Tensor | None, Tensor]:
+        """A slice of the current step's global batch: x in [-1, 1], label (or None) and eps.
+
+        Examples are numbered through the run, and the noise of each depends on its number alone.
+        """
+        first = self.step * self.stage.settings.batch_size
+        examples = range(first + part.start, first + part.stop)
+        x, label = self.data.batch(examples, shuffle=self.stage.num_sampling_steps or 0)
+        return x, label, normal_noise([self.stage.seed_of("noise", example) for example in examples], x)
+
+    def steps(self) -> Iterator[int]:
+        """The numbers of the remaining steps. Seeds PyTorch before each; between them, logs, saves, samples and stops.
+
+        Raises:
+            Interrupted: at SIGINT or SIGTERM, after saving.
+        """
+        settings, names = self.stage.settings, self.stage.settings.loggers
+        with (
+            tqdm(total=self.num_steps, initial=self.step, desc=self.stage.title, unit="step") as bar,
+            SignalWatch(patient=distributed.world_size() > 1) as self._watch,
+            ExitStack() as opened,
+        ):
+            self._loggers: list[Logger] = [
+                opened.enter_context(closing(logger(self.folder, self.step)))
+                for logger in [JsonLines, *(LOGGERS[name] for name in names)]
+            ]
+            self._saved_at = time.monotonic()
+            self._start_interval()
+            while True:
+                # A resumed run starts here, and first writes a checkpoint or grid that is missing.
+                if self.step > 0 and self._is_due(settings.save_and_sample_every_n):
+                    self._save_checkpoint()
+                    self._stop_at_signal()
+                if self.step == self.num_steps:
+                    return
+                torch.manual_seed(self.stage.seed_of("step", self.step))
+                yield self.step
+                self.step += 1
+                bar.update()
+                if self._is_due(settings.log_every_n) or self._is_due(settings.save_and_sample_every_n):
+                    bar.set_postfix(loss=self._log(), refresh=False)
+                self._stop_at_signal(save_after_minutes=settings.checkpoint_every_minutes)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.num_steps
+
+    def _stop_at_signal(self, save_after_minutes: float | None = None) -> None:
+        """Stops after saving if any rank has received a signal; with `save_after_minutes`, saves if it is time."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        is_time = save_after_minutes is not None and minutes >= save_after_minutes
+        timeout = max(trainer.timeout for trainer in self.trainers.values())
+        signum, is_time = distributed.all_reduce_max(self._watch.received or 0, is_time, timeout=timeout)
+        if signum or is_time:
+            if self.step > self._interval_step:
+                self._log()
+            self._save_state()
+        if signum:
+            raise self._interrupted(signum)
+
+    def _interrupted(self, signum: int) -> Interrupted:
+        return Interrupted(signum, f"{self.folder}, after step {self.step}")
+
+    def _start_interval(self) -> None:
+        self._interval_start, self._interval_step = time.perf_counter(), self.step
+
+    def _log(self) -> str:
+        """Logs the means since the last call, and returns the loss for the progress bar.
+
+        Raises:
+            InputError: too many steps in a row were skipped.
+        """
+        count, scalars, losses = self.step - self._interval_step, {}, []
+        for name, trainer in self.trainers.items():
+            loss, norm, taken = trainer.take_metrics()
+            rate = trainer.learning_rate(trainer.step - 1)
+            if trainer.most_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 raise InputError(
-                    f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}, so its run cannot be continued; "
-                    "another --output_dir leaves it alone (train.py can begin with its weights), --restart deletes it"
+                    f"{self.folder}: the loss was not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                    f"{self.step} or before: stopped; the last checkpoint is unchanged. Try --restart with a smaller "
+                    f"learning_rate (it was {rate:g})"
                 )
-            return cls(folder, identity, num_steps, None, sampling_steps)
-        state = read_torch_file(path, {STATE_VERSION: STATE_KEYS}, "a training state")
-        try:
-            Header.model_validate({key: state[key] for key in Header.model_fields})
-        except ValidationError as error:
-            raise damaged(path, ": ".join(explain(error, Header))) from error
-        there, here = (
-            {key: value for key, value in flatten(one) if key not in WITHOUT_EFFECT}
-            for one in (state["identity"], identity)
+            found = {"loss": loss, "gradient_norm": norm, "skipped_steps": count - taken, "learning_rate": rate}
+            prefix = "" if name == "model" else f"{name}/"
+            scalars |= {prefix + key: value for key, value in found.items()}
+            losses.append("not finite" if loss is None else f"{loss:.4f}")
+        scalars["steps_per_second"] = count / (time.perf_counter() - self._interval_start)
+        for logger in self._loggers:
+            logger.add_scalars(self.step, scalars)
+        self._start_interval()
+        return " ".join(losses)
+
+    def _save_checkpoint(self) -> None:
+        """Saves the state, a grid of samples and a checkpoint, in this order."""
+        self._save_state()
+        path = self.folder / f"diffusion-{self.step}.pt"
+        if not exists(path):
+            metadata = self.stage.metadata(self.step, self.data.description)
+            self._draw(metadata.default_guidance, metadata.class_names)
+            save_checkpoint(path, metadata, self.trainers["model"].ema.state_dict())
+            tqdm.write(f"wrote {path} and its samples")
+        self._start_interval()
+
+    def _save_state(self) -> None:
+        if self._saved_step == self.step:
+            return
+        header = {"identity": self.stage.identity() | {"data_hash": self.data.description.data_hash}}
+        header |= {"num_steps": self.num_steps, "step": self.step, "compute": self.compute.as_dict()}
+        write_state(self.folder, header, {name: trainer.state_dict() for name, trainer in self.trainers.items()})
+        self._saved_step, self._saved_at = self.step, time.monotonic()
+
+    def _draw(self, guidance: float, class_names: list[str]) -> None:
+        """Writes a grid of samples, always from the same noise."""
+        config, trainer, sampling = self.stage.config, self.trainers["model"], self.stage.sampling
+        if self.stage.num_sampling_steps is None:
+            sampling = config.sampling.of_teacher(config.sampling.sampling_steps)
+
+        def check() -> None:  # the state is already saved
+            if self._watch.received:
+                raise self._interrupted(self._watch.received)
+
+        samples = draw_samples(
+            replace(trainer.model, network=trainer.ema),
+            config,
+            config.sampling.num_samples,
+            sampling=sampling,
+            guidance=guidance,
+            seed=config.seed,
+            device=self.device,
+            check=check,
         )
-        there = {key: value for key, value in BEFORE_THERE_WAS.items() if key in here} | there
-        if there.get("teacher_model_checkpoint") != here.get("teacher_model_checkpoint"):
-            before = str(state["identity"].get("teacher_path", "another file"))[:200]
-            raise InputError(
-                f"{path}: belongs to another run: its teacher was {before}, with other contents than "
-                f"{identity.get('teacher_path')} has now; {BESIDE}"
-            )
-        for difference in differences(there, here):
-            raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
-        _require_num_steps(path, state, num_steps, may_grow)
-        return cls(folder, identity, num_steps, state, sampling_steps)
-
-    def use_data(self, data: TrainedOn) -> None:
-        """Refuses other images or classes than those that the run began with; its checkpoints will name them.
-
-        Raises:
-            InputError: they are others.
-        """
-        before = self.state and self.state["identity"].get("data_hash")
-        if before not in (None, data.data_hash):
-            raise InputError(
-                f"{self.state_path}: the images or their classes have changed since: a picture or a folder more or "
-                f"less, or other pixels; {BESIDE}"
-            )
-        self.identity["data_hash"] = data.data_hash
-        self.trained_on = data
-
-    @property
-    def previous_compute(self) -> dict[str, Any] | None:
-        """How the process that saved the state computed."""
-        return self.state and self.state["compute"]
-
-    @property
-    def state_path(self) -> Path:
-        """Where the training state is saved."""
-        return self.folder / STATE_NAME
-
-    def save_state(self, step: int, compute: dict[str, Any], tensors: dict[str, dict]) -> None:
-        """Writes what continuing after this step needs."""
-        header = {"identity": self.identity, "num_steps": self.num_steps, "step": step, "compute": compute}
-        state = {"format_version": STATE_VERSION} | header | tensors
-        write_atomically(self.state_path, lambda file: torch.save(state, file))
-
-    def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of a step is saved."""
-        return self.folder / f"diffusion-{step}.pt"
-
-    def has_checkpoint(self, step: int) -> bool:
-        """Whether the checkpoint of a step has been saved."""
-        return exists(self.checkpoint_path(step))
-
-    @property
-    def final_checkpoint(self) -> Path:
-        """Where the checkpoint of the last step is saved."""
-        return self.checkpoint_path(self.num_steps)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the last step has been taken, and all that belongs to it has been written."""
-        return self.state is not None and self.state["step"] == self.num_steps and self.has_checkpoint(self.num_steps)
-
-
-def checkpoints_of(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a run's folder by their steps, the earliest first."""
-    matches = [(path, re.fullmatch(r"diffusion-(\d+)\.pt", path.name)) for path in find_files(folder, "diffusion-*.pt")]
-    return dict(sorted((int(match[1]), path) for path, match in matches if match))
-
-
-def damaged(path: Path, problem: str) -> InputError:
-    """The error of a training state that cannot be used."""
-    return InputError(
-        f"{path}: damaged: {problem}; the checkpoints beside it may be whole: another --output_dir leaves them alone, "
-        "--restart deletes them and begins anew"
-    )
-
-
-def _require_num_steps(path: Path, state: dict[str, Any], num_steps: int, may_grow: bool) -> None:
-    """Refuses another number of steps than a run began with, but for more steps of a finished one that `may_grow`."""
-    there, taken = state["num_steps"], state["step"]
-    if num_steps == there or (may_grow and taken == there < num_steps):
-        return
-    if not may_grow:
-        advice = KEEP
-    elif taken == there:
-        advice = f"it is finished, and can only be given more: {there} or above; {BESIDE}"
-    else:
-        advice = f"{there} finishes it, then it can be taken further; another --output_dir begins another run"
-    raise InputError(
-        f"{path}: this run has {there} training steps ({taken} taken), and is now asked for {num_steps}; {advice}"
-    )
-
-
-def delete_run(folder: Path) -> None:
-    """Deletes the files of a run, and nothing else.
-
-    Raises:
-        InputError: another process is writing there.
-    """
-    with locked(folder):
-        delete_files(folder, *RUN_FILES)
-        if os.name == "posix":  # while it is locked, or another process could take it in between
-            delete_files(folder, LOCK_NAME)
-    if os.name != "posix":  # which knows no locks here, and does not let an open file go
-        delete_files(folder, LOCK_NAME)
+        image = grid(samples, class_names)
+        save_png(image, self.folder / f"sample-{self.step}.png")
+        for logger in self._loggers:
+            logger.add_images(self.step, image)

@@ -1,0 +1,40 @@
+"""Builds the model that a configuration describes."""
+
+from contextlib import nullcontext
+
+import torch
+
+from models.diffusion import Diffusion, Prediction
+from utils.config.schema import Config
+from utils.system.errors import InputError
+
+
+def build_model(
+    config: Config,
+    device: torch.device,
+    dropout: float | None = None,
+    *,
+    prediction: Prediction | None = None,
+    takes_guidance: bool = False,
+) -> Diffusion:
+    """A model with the architecture of a configuration and random weights.
+
+    `dropout` and `prediction` override the configuration.
+
+    Raises:
+        InputError: its network is from diffusers, which is not installed or refuses the settings.
+    """
+    data, diffusion = config.data, config.diffusion
+    shape = {"image_size": data.image_size, "num_channels": data.num_channels}
+    # The weights are drawn on the CPU, so they are the same on every device; the meta device has none.
+    with device if device.type == "meta" else nullcontext():
+        try:
+            network = config.network.build(**shape, takes_guidance=takes_guidance, dropout=dropout)
+        except ImportError as error:
+            raise InputError("network.type: unet2d is a network of diffusers: pip install diffusers") from error
+        except ValueError as error:
+            raise InputError(f"network: {error}") from error
+    # Convolutions compute in the memory format channels last.
+    network = network.to(device, memory_format=torch.channels_last)
+    prediction = prediction or diffusion.prediction
+    return Diffusion(network, diffusion.noise_schedule(), prediction, takes_guidance, network.timesteps)

@@ -1,0 +1,223 @@
+"""Where and how networks compute: device, precision, compilation."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.diffusion import Diffusion
+from utils.checkpoints.build import build_model
+from utils.config.schema import Config
+from utils.system import distributed
+from utils.system.errors import InputError
+
+# Compiling takes a minute or two. On a CPU it makes sampling up to a fifth faster, and training slower
+# (docs/experiments.md). It pays only for more floating-point operations than this.
+WORTH_COMPILING_PER_CPU_THREAD = 1e14
+WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
+
+WORTH_ROUNDING = 1.5  # the least ratio of matrix rates, bfloat16 to float32, for `auto`; many processors have 4, or 1/2
+MATRIX_PRODUCTS = 7  # to time; the fastest counts
+
+FORWARD_PASSES, TRAINING_PASSES = 1, 3  # in forward passes of one image; a backward pass costs two
+DISTILLATION_PASSES = TRAINING_PASSES + 2 * FORWARD_PASSES
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, by default the GPU if there is one; each process on a machine has its own GPU.
+
+    Raises:
+        InputError: there is no such device, or the machine has fewer GPUs than processes.
+    """
+    many = distributed.world_size() > 1
+    try:
+        if name is None:
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+            if device.type != "cuda" and many:  # Apple's machines have only one GPU
+                device = torch.device("cpu")
+        else:
+            device = torch.device(name)
+        if device.type not in ("cpu", "cuda") and many:
+            raise InputError(f"--device {device}: not for several processes; cpu and cuda are")
+        if device.type == "cuda" and many:
+            device = _gpu_of_this_rank(device)
+        if name is not None:  # a test on this very device; another would allocate memory on the first GPU
+            torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: not on this machine; `cpu` always is") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for synchronization, and for libraries that use the current GPU
+    return device
+
+
+def _gpu_of_this_rank(device: torch.device) -> torch.device:
+    if device.index is not None:
+        raise InputError(f"--device {device}: each process has its own GPU; use cuda, or leave the flag out")
+    if distributed.local_rank() >= torch.cuda.device_count():
+        raise InputError(
+            f"torchrun started more processes on this machine than it has GPUs, {torch.cuda.device_count()}; "
+            "--nproc_per_node should be that number, or --device cpu"
+        )
+    return torch.device("cuda", distributed.local_rank())
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How the networks of a run compute; a resumed run keeps precision and compilation, on any number of ranks.
+
+    Attributes:
+        previous_world_size: the number of processes before the run was resumed, if it differs.
+    """
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    previous_world_size: int | None = None
+
+    @classmethod
+    def choose(
+        cls,
+        config: Config,
+        device: torch.device,
+        *,
+        passes: float,
+        training: bool,
+        previous: Mapping[str, Any] | None = None,
+    ) -> "Compute":
+        """Precision and compilation as configured; for `auto`, the best on the device.
+
+        Args:
+            passes: forward passes of one image in the whole run; see the constants ending in `_PASSES`.
+            training: whether the run trains, or samples.
+            previous: `as_dict()` of an earlier process of the same run.
+        """
+        if device.type == "cuda":  # fp32 means float32, not the shorter TF32, PyTorch's default for convolutions
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
+        if previous is None:
+            precision = config.precision
+            if precision == "auto":
+                # Only our network keeps the layers in float32 whose rounding would remain visible in samples.
+                is_ours = config.network.type == "unet"
+                precision = "bf16" if is_ours and gains_by_bfloat16(device) else "fp32"
+            compiled = config.compile
+            if compiled == "auto":
+                flop = passes * forward_flop(config) / distributed.world_size()
+                compiled = is_worth_compiling(flop, device, training)
+            return cls(device, precision, compiled)
+        changed = previous["processes"] != distributed.world_size()
+        return cls(device, previous["precision"], previous["compile"], previous["processes"] if changed else None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of convolutions and attention."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def compiles(self) -> bool:
+        """Whether to compile: it was chosen, and there is a compiler; the first call takes seconds."""
+        return self.compile and compiler_works(self.device)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is saved with a run, and kept when it is resumed; the device may change."""
+        return {"precision": self.precision, "compile": self.compile, "processes": distributed.world_size()}
+
+    def __str__(self) -> str:
+        text = f"{self.device} in {self.precision}{', compiled' if self.compiles else ''}"
+        if distributed.world_size() > 1 or self.previous_world_size:
+            text += f", processes: {distributed.world_size()}"
+        if self.previous_world_size:
+            text += f" (before: {self.previous_world_size}; the same training except for rounding)"
+        return text
+
+    def for_training(self, model: Diffusion) -> Diffusion:
+        """Sets the precision of a model for training, in place, and compiles it."""
+        model.network.bfloat16 = self.precision == "bf16"
+        if self.compiles:
+            model.network.compile(dynamic=False)
+        return model
+
+    def for_inference(self, model: Diffusion, batch_size: int) -> Diffusion:
+        """The model for sampling or teaching with batches of `batch_size`, in place: without gradients, compiled."""
+        network = model.network
+        network.bfloat16 = self.precision == "bf16"
+        network.for_inference()
+        if not self.compiles:
+            return model
+        compiled = torch.compile(network, dynamic=False)
+
+        def run(z: Tensor, *conditions: Tensor | None) -> Tensor:
+            # Every other size would be compiled too; the last, smaller batch is not worth it.
+            return (compiled if len(z) == batch_size else network)(z, *conditions)
+
+        return replace(model, network=run)
+
+
+@cache
+@distributed.on_rank_zero
+def gains_by_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16, and they are fast; on a CPU that is measured."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        rates = matrix_rates(512)  # takes some hundredths of a second
+        return rates.get(torch.bfloat16, 0.0) > WORTH_ROUNDING * rates[torch.float32]
+    return False
+
+
+def matrix_rates(size: int) -> dict[torch.dtype, float]:
+    """The rates at which this processor multiplies square matrices, in floating-point operations a second.
+
+    In float32, and in bfloat16 if it has instructions for it; without them it may take a thousand times as long.
+    """
+    able = torch.cpu.get_capabilities()
+    native = any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    best = dict.fromkeys([torch.float32, torch.bfloat16] if native else [torch.float32], math.inf)
+    for _ in range(MATRIX_PRODUCTS):  # in turn, so that other load affects both equally
+        for dtype in best:
+            matrix = torch.ones(size, size, dtype=dtype)
+            start = time.perf_counter()
+            matrix @ matrix
+            best[dtype] = min(best[dtype], time.perf_counter() - start)
+    return {dtype: 2 * size**3 / seconds for dtype, seconds in best.items()}
+
+
+def is_worth_compiling(flop: float, device: torch.device, training: bool) -> bool:
+    """Whether compiling pays for itself in a run of this many floating-point operations."""
+    if device.type == "cpu":
+        return not training and flop > WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
+    return device.type == "cuda" and flop > WORTH_COMPILING_ON_A_GPU
+
+
+@cache
+def compiler_works(device: torch.device) -> bool:
+    """Whether torch.compile works here; prints a warning if not."""
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the reason, the run works without
+        reason = str(error).strip().splitlines()[0]
+        if distributed.is_rank_zero():
+            print(
+                f"{sys.argv[0]}: warning: cannot compile, so the network is not compiled: {reason:.200}",
+                file=sys.stderr,
+            )
+        return False
+    return True
+
+
+def forward_flop(config: Config) -> int:
+    """The floating-point operations of one image's forward pass; a multiplication and an addition count as two."""
+    device = torch.device("meta")
+    network = build_model(config, device).network
+    z = torch.empty(1, config.data.num_channels, config.data.image_size, config.data.image_size, device=device)
+    label = torch.zeros(1, dtype=torch.long, device=device) if config.network.num_classes else None
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(z, torch.zeros(1, device=device), label)
+    return counter.get_total_flops()

@@ -1,0 +1,233 @@
+"""Reads a folder that `save_pretrained` of diffusers' `DDPMPipeline` or `DDIMPipeline` has written.
+
+model_index.json                                       the classes of the parts
+unet/config.json, diffusion_pytorch_model.safetensors  a `UNet2DModel`
+scheduler/scheduler_config.json                        the noise schedule and the prediction type
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pydantic import ValidationError
+from torch import Tensor
+
+from models.unet2d import UNet2DSettings
+from utils.checkpoints.build import build_model
+from utils.checkpoints.safetensors_file import read_safetensors
+from utils.checkpoints.torch_file import require_like
+from utils.config.reading import explain
+from utils.config.schema import Betas, Config
+from utils.system.errors import InputError
+from utils.system.files import require_regular_file
+
+MOST_JSON_BYTES = 2**20
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+LOSS_WEIGHTINGS = {"eps": "snr", "x": "constant", "v": "v_mse"}  # the error of what is predicted
+EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# Keys of the sampler of diffusers, not of the model: see `sampling` in a configuration.
+SAMPLER_KEYS = {
+    "clip_sample",
+    "clip_sample_range",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "set_alpha_to_one",
+    "steps_offset",
+    "thresholding",
+    "timestep_spacing",
+    "variance_type",
+}
+
+
+TEMPLATE = """# Converted from {source}: the model, and how to distill it.
+#
+#     python distill.py --config_path {path} \\
+#       --teacher_model_checkpoint {checkpoint} --initial_sampling_steps 32 --distillation_iterations 3
+#
+# Fill in `data`. `network` and `diffusion` are the teacher's, and must not be changed. The settings of `distillation`
+# are a starting point; configs/ddpm_32x32_v_continuous.yaml explains every key.
+
+data:
+  name: folder                 # its training images: a folder of images, MNIST, FashionMNIST or CIFAR10
+  root: data/pictures          # where they are
+  random_flip: false           # whether it was trained on mirrored images, too
+  image_size: {image_size}
+  num_channels: {num_channels}
+
+{model}
+distillation:
+  prediction: v                # what the students predict; eps is of no use in few steps
+  num_conversion_steps: 1200   # in which the first student learns to predict v, with the teacher's own loss weighting
+  conversion_learning_rate: 1e-3
+  num_training_steps_per_iteration: {{default: 100, 16: 200, 8: 600, 4: 600, 2: 600, 1: 1000}}
+  learning_rate: {{default: 2e-4, 16: 4e-4, 8: 4e-4, 4: 4e-4, 2: 4e-4, 1: 4e-4}}
+  batch_size: 32
+  loss_weighting: v_mse
+  adam_beta2: 0.95
+  gradient_clipping: 1.0
+  ema_decay: 0.0
+  save_and_sample_every_n: 600
+
+sampling:
+  sampling_steps: 50
+"""
+
+
+def teacher_yaml(config: Config, *, source: Path, checkpoint: Path, path: Path) -> str:
+    """The text of the YAML for a converted teacher, to be completed."""
+    sections = {
+        "network": config.network.model_dump(),
+        "diffusion": config.diffusion.model_dump(exclude={"logsnr_min", "logsnr_max"}),
+        "training": config.training.model_dump(include={"class_dropout", "loss_weighting"}),
+    }
+    model = "\n".join(
+        yaml.safe_dump({name: content}, sort_keys=False, default_flow_style=None, width=100)
+        for name, content in sections.items()
+    )
+    shape = config.data.model_dump(include={"image_size", "num_channels"})
+    paths = {"source": source, "checkpoint": checkpoint, "path": path}
+    paths = {name: " ".join(str(path).split()) for name, path in paths.items()}  # a comment is one line
+    return TEMPLATE.format(**paths, model=model, **shape)
+
+
+def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Config, dict[str, Tensor]]:
+    """A model as a configuration, complete except for the data and the distillation, and weights.
+
+    Args:
+        last_class_is_none: whether the last class of the network is the unconditional one, which guidance needs.
+
+    Raises:
+        InputError: the folder contains something else, or something that this project does not support.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder}: not a folder of a diffusers pipeline: there is no model_index.json in it")
+    _require_class(folder / "model_index.json", ["DDIMPipeline", "DDPMPipeline"])
+    diffusion = _read_scheduler(folder / "scheduler" / "scheduler_config.json")
+    network, data = _read_network(folder / "unet" / "config.json", diffusion["betas"]["num_train_timesteps"])
+    if last_class_is_none:
+        if network["num_classes"] < 2:
+            raise InputError(f"--last_class_is_none: {folder / 'unet' / 'config.json'} has no such num_class_embeds")
+        network["num_classes"] -= 1
+    prediction = diffusion["prediction"]
+    content = {
+        "data": {"name": "folder", **data},
+        "network": network,
+        "diffusion": diffusion,
+        "training": {
+            "class_dropout": 0.1 if last_class_is_none else 0.0,
+            "loss_weighting": LOSS_WEIGHTINGS[prediction],
+        },
+        "distillation": {"prediction": "v"},
+    }
+    try:
+        config = Config.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{folder}: cannot be converted: {': '.join(explain(error))}") from error
+    return config, _read_weights(folder / "unet", config, last_class_is_none)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    require_regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MOST_JSON_BYTES + 1)
+        if len(text) > MOST_JSON_BYTES:
+            raise InputError(f"{path}: larger than {MOST_JSON_BYTES // 2**10} KiB")
+        content = json.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file: {error!s:.200}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: should be keys and values, not {type(content).__name__}")
+    return content
+
+
+def _require_class(path: Path, names: list[str]) -> dict[str, Any]:
+    """The keys of a JSON file that describes an object of one of these classes."""
+    content = _read_json(path)
+    if content.get("_class_name") not in names:
+        found = f"{content.get('_class_name', 'none')!s:.80}"
+        raise InputError(f"{path}: _class_name: {found}; should be {' or '.join(names)}")
+    return {key: value for key, value in content.items() if not key.startswith("_")}
+
+
+def _read_scheduler(path: Path) -> dict[str, Any]:
+    """The section `diffusion` of a configuration."""
+    content = _require_class(path, ["DDIMScheduler", "DDPMScheduler"])
+    prediction = content.pop("prediction_type", "epsilon")
+    if not isinstance(prediction, str) or prediction not in PREDICTIONS:
+        raise InputError(f"{path}: prediction_type: should be {', '.join(PREDICTIONS)}, not {prediction!s:.80}")
+    betas = {key: value for key, value in content.items() if key not in SAMPLER_KEYS}
+    try:
+        betas = Betas.model_validate(betas).model_dump()
+    except ValidationError as error:
+        raise InputError(f"{path}: {': '.join(explain(error, Betas))}") from error
+    if betas["trained_betas"] is not None:
+        betas["trained_betas"] = betas["trained_betas"][: betas["num_train_timesteps"]]
+        betas["num_train_timesteps"] = len(betas["trained_betas"])
+    return {"prediction": PREDICTIONS[prediction], "schedule": "discrete", "betas": betas}
+
+
+def _read_network(path: Path, timesteps: int) -> tuple[dict[str, Any], dict[str, int]]:
+    """The section `network` of a configuration, and the size and channels of the images."""
+    content = _require_class(path, ["UNet2DModel"])
+    size, channels = content.pop("sample_size", None), content.pop("in_channels", 3)
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    for key, value in (("sample_size", size), ("in_channels", channels)):
+        if type(value) is not int:
+            raise InputError(f"{path}: {key}: should be an integer, for square images, not {value!s:.80}")
+    if content.pop("out_channels", 3) != channels:
+        raise InputError(
+            f"{path}: out_channels: should be in_channels, {channels}: one value for each pixel and channel"
+        )
+    if content.pop("class_embed_type", None) is not None:
+        raise InputError(f"{path}: class_embed_type: should be null; only num_class_embeds is supported")
+    num_classes = content.pop("num_class_embeds", None) or 0
+    content |= {"type": "unet2d", "num_classes": num_classes, "num_train_timesteps": timesteps}
+    try:
+        network = UNet2DSettings.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: {': '.join(explain(error, UNet2DSettings))}") from error
+    return network.model_dump(), {"image_size": size, "num_channels": channels}
+
+
+def _read_weights(folder: Path, config: Config, last_class_is_none: bool) -> dict[str, Tensor]:
+    """The weights of the network, under their names in `UNet2D`."""
+    path = folder / WEIGHTS_NAME
+    if not path.is_file():
+        others = sorted(other.name for pattern in ("*.bin", "*.safetensors*") for other in folder.glob(pattern))
+        found = f"there is only {others[0]}; " if others else ""
+        raise InputError(
+            f"{path}: missing; {found}pickles are not read, and `save_pretrained` writes this file by default"
+        )
+    weights, _ = read_safetensors(path)
+    weights = {f"unet.{_renamed(name)}": weight for name, weight in weights.items()}
+    classes = weights.pop("unet.class_embedding.weight", None)
+    if classes is not None:
+        weights["embed_label.weight"] = classes
+        if last_class_is_none and classes.ndim == 2 and len(classes) > 1:
+            _make_unconditional_zero(weights)
+    try:
+        require_like(weights, build_model(config, torch.device("meta")).network.state_dict())
+    except ValueError as error:
+        raise InputError(f"{path}: does not fit unet/config.json: {error}") from error
+    return weights
+
+
+def _renamed(name: str) -> str:
+    """The current name of a weight; diffusers renames those of earlier attention layers, too."""
+    parts = name.split(".")
+    return ".".join(EARLIER_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
+
+
+def _make_unconditional_zero(weights: dict[str, Tensor]) -> None:
+    """Moves the embedding of the last class, the unconditional one, into the bias, which makes it zero, as ours is."""
+    classes, bias = weights["embed_label.weight"], "unet.time_embedding.linear_2.bias"
+    if bias in weights and weights[bias].shape == classes[-1].shape:
+        weights[bias] = weights[bias] + classes[-1]
+    weights["embed_label.weight"] = classes[:-1] - classes[-1]

@@ -1,0 +1,103 @@
+"""Sampling a model: each sample has its own index and noise, and the batches are divided among the ranks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from models.diffusion import Diffusion
+from models.guidance import evaluations_per_step, guided
+from models.samplers import SAMPLERS
+from utils.config.schema import Config, SamplerSettings
+from utils.system.distributed import distributed_map, tasks_per_rank
+from utils.system.errors import InputError
+from utils.system.seeds import SampleNoise
+
+VARIANCES = {"small": 0.0, "large": 1.0}
+
+
+def batches_of(count: int, batch_size: int) -> list[range]:
+    """The indices of `count` samples, split into batches."""
+    return [range(count)[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+@torch.inference_mode()
+def draw_batch(
+    model: Diffusion,
+    config: Config,
+    indices: range,
+    *,
+    sampling: SamplerSettings,
+    guidance: float = 1.0,
+    classes: Sequence[int] | None = None,
+    seed: int,
+    device: torch.device,
+    tick: Callable[[], object],
+) -> Tensor:
+    """The samples of the given indices as one batch, [B, C, H, W] in [-1, 1].
+
+    A sample depends on its index, the seed and the sampler's settings, not on its batch. A class-conditional model
+    cycles through `classes`; by default, sample i is of class i modulo their number. `guidance` is the guidance scale.
+    `tick()` is called at each network evaluation.
+
+    Raises:
+        InputError: there is no such sampler.
+    """
+    if sampling.sampler not in SAMPLERS:
+        raise InputError(f"sampler {sampling.sampler}: should be {' or '.join(SAMPLERS)}")
+    sampler, data = SAMPLERS[sampling.sampler], config.data
+    classes = classes or range(config.network.num_classes)
+
+    def counted(*inputs: Tensor | None) -> Tensor:
+        tick()
+        return model.network(*inputs)
+
+    scale = torch.full((len(indices),), guidance, dtype=torch.float64)
+    sampled = guided(replace(model, network=counted), scale if model.takes_guidance or guidance != 1 else None)
+    noise = SampleNoise(seed, indices, (data.num_channels, data.image_size, data.image_size), device)
+    label = torch.tensor([classes[i % len(classes)] for i in indices], device=device) if classes else None
+    options = {"label": label, "clip": sampling.clip}
+    if sampler.stochastic:
+        options |= {"noise": noise, "variance": VARIANCES.get(sampling.variance, sampling.variance)}
+    return sampler.sample(sampled, noise(), sampling.steps, **options).clamp(-1, 1)
+
+
+def draw_all(draw: Callable[[range], Tensor], count: int, batch_size: int) -> Tensor:
+    """All samples with indices below `count`, drawn by `draw`, as one [N, C, H, W] on the CPU of every rank."""
+    return torch.cat(list(distributed_map(lambda indices: draw(indices).cpu(), batches_of(count, batch_size))))
+
+
+def draw_samples(
+    model: Diffusion,
+    config: Config,
+    count: int,
+    *,
+    sampling: SamplerSettings,
+    batch_size: int | None = None,
+    guidance: float = 1.0,
+    classes: Sequence[int] | None = None,
+    seed: int,
+    device: torch.device,
+    check: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """The first `count` samples as one [N, C, H, W] on the CPU of every rank, with a progress bar.
+
+    `check()` is called at each network evaluation; it may raise. `batch_size` is the configuration's by default. The
+    other arguments are those of `draw_batch`.
+    """
+    batch_size = batch_size or config.sampling.batch_size
+    evaluations = evaluations_per_step(guidance, takes_guidance=model.takes_guidance)
+    evaluations *= SAMPLERS[sampling.sampler].evaluations_per_step * sampling.steps
+    total = tasks_per_rank(batches_of(count, batch_size)) * evaluations
+    with tqdm(total=total, desc=f"sampling {sampling.steps} steps", leave=False) as bar:
+
+        def tick() -> None:
+            bar.update()
+            check()
+
+        options = {"sampling": sampling, "guidance": guidance, "classes": classes}
+        options |= {"seed": seed, "device": device, "tick": tick}
+        return draw_all(partial(draw_batch, model, config, **options), count, batch_size)

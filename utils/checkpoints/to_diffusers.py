@@ -1,0 +1,155 @@
+"""Writes a checkpoint of a `UNet2DModel` as a folder that needs only diffusers, with a model card."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.blocks import embed_guidance
+from models.diffusion import Diffusion
+from models.noise_schedule import betas_at
+from utils.checkpoints.checkpoint import Checkpoint
+from utils.checkpoints.from_diffusers import PREDICTIONS
+from utils.system.errors import InputError
+
+MOST_ROUNDING = 1e-3  # of the noise angle
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [progressive-distillation, few-step]
+license: # fill in
+datasets: [] # fill in
+---
+
+# {title}
+
+{made_for} (progressive distillation, [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)).
+
+{code}
+
+The scheduler belongs to the model: its own betas, trailing timesteps, no clipping. With another scheduler, or another
+number of steps, the samples get worse.
+
+- Images: {size} x {size}, {channels}{classes}
+- Data: *fill in*
+- Licence: *fill in*
+"""
+UNCONDITIONAL = """    from diffusers import DDIMPipeline
+
+    pipeline = DDIMPipeline.from_pretrained("FOLDER")
+    images = pipeline(batch_size=16, num_inference_steps={steps}).images"""
+CONDITIONAL = """    import torch
+    from diffusers import DDIMPipeline
+
+    pipeline = DDIMPipeline.from_pretrained("FOLDER")  # its own call has no classes
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    z, label = torch.randn(16, {channels}, {size}, {size}), torch.arange(16) % {num_classes}
+    scheduler.set_timesteps({steps})
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            z = scheduler.step(unet(z, timestep, label).sample, timestep, z).prev_sample
+    images = pipeline.numpy_to_pil((z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())"""
+
+
+def require_exportable(checkpoint: Checkpoint) -> int:
+    """The number of steps of an exported model.
+
+    Raises:
+        InputError: its network is not from diffusers, or its steps are not timesteps of the network.
+    """
+    network, steps = checkpoint.config.network, checkpoint.sampling.steps
+    if network.type != "unet2d":
+        raise InputError(
+            f"--to_diffusers: {checkpoint.path} has our own network, which diffusers does not have; "
+            "it has network.type: unet2d, and --to_onnx exports both"
+        )
+    timesteps = network.num_train_timesteps
+    if checkpoint.kind == "student" and timesteps % steps:
+        raise InputError(
+            f"--to_diffusers: {checkpoint.path} takes {steps} steps, which do not divide the {timesteps} timesteps "
+            "of its network: diffusers would round them"
+        )
+    return min(steps, timesteps)
+
+
+def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
+    """Writes the folder, completely or not at all; a model that takes the guidance scale gets this one built in.
+
+    Raises:
+        InputError: see `require_exportable`; or the folder exists.
+    """
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    from safetensors import SafetensorError
+
+    steps, model = require_exportable(checkpoint), checkpoint.model(torch.device("cpu"))
+    network, config = model.network, checkpoint.config
+    weights = network.unet.state_dict()
+    settings = {key: value for key, value in network.unet.config.items() if not key.startswith("_")}
+    if network.num_classes:
+        weights["class_embedding.weight"] = _class_vectors(checkpoint, model, scale)
+        settings |= {"class_embed_type": None, "num_class_embeds": len(weights["class_embedding.weight"])}
+    unet = UNet2DModel(**settings)
+    unet.load_state_dict(weights)
+    timesteps = config.network.num_train_timesteps
+    scheduler = DDIMScheduler(
+        num_train_timesteps=timesteps,
+        trained_betas=betas_at(model.schedule, timesteps).tolist(),
+        prediction_type=next(theirs for theirs, ours in PREDICTIONS.items() if ours == model.prediction),
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    _require_precise(checkpoint.path, scheduler, model, steps)
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        DDIMPipeline(unet, scheduler).save_pretrained(temporary)
+        (temporary / "README.md").write_text(_card(checkpoint, steps, scale, folder.name))
+        os.replace(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _require_precise(path: Path, scheduler: Any, model: Diffusion, steps: int) -> None:
+    """Raises InputError if diffusers, which multiplies betas in float32, would round the schedule too much."""
+    scheduler.set_timesteps(steps)
+    alpha_squared = scheduler.alphas_cumprod[scheduler.timesteps].double()
+    t = (scheduler.timesteps.double() + 1) / len(scheduler.alphas_cumprod)
+    lost = (alpha_squared.sqrt().acos() - model.schedule.angle(t)).abs() > MOST_ROUNDING
+    if (lost | (alpha_squared == 1)).any():
+        raise InputError(
+            f"--to_diffusers: the noise schedule of {path} needs more precision than diffusers has: some of its steps "
+            "begin with almost no noise; --to_onnx exports it"
+        )
+
+
+def _class_vectors(checkpoint: Checkpoint, model: Diffusion, scale: float) -> Tensor:
+    """The class embeddings of a `UNet2DModel`; the unconditional one comes last if the model was trained with it."""
+    network = model.network
+    vectors = network.embed_label.weight.detach()
+    if checkpoint.kind == "teacher" and checkpoint.config.training.class_dropout:
+        vectors = torch.cat([vectors, torch.zeros_like(vectors[:1])])
+    if network.embed_guidance is not None:
+        with torch.no_grad():
+            vectors = vectors + embed_guidance(network.embed_guidance, torch.tensor([scale]), network.features)
+    return vectors
+
+
+def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
+    """The text of the folder's README.md."""
+    config, names = checkpoint.config, checkpoint.class_names
+    made_for = f"Samples in {steps} steps" if checkpoint.kind == "student" else "A model that is not distilled"
+    if checkpoint.guidance:
+        made_for += f", with a guidance scale of {scale:g} built in"
+    shape = {"size": config.data.image_size, "channels": config.data.num_channels}
+    code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape, steps=steps, num_classes=len(names))
+    shape["channels"] = {1: "grey", 3: "colour"}[config.data.num_channels]
+    classes = f"\n- Classes, in order: {', '.join(names)}" if names else ""
+    return CARD.format(title=title, made_for=made_for, code=code, classes=classes, **shape)

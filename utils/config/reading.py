@@ -1,0 +1,118 @@
+"""Reading a configuration, and the error messages for values that do not fit its schema."""
+
+import difflib
+import reprlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from utils.config.schema import NETWORKS, Config
+from utils.config.yaml_file import read_yaml
+from utils.system.distributed import on_rank_zero
+from utils.system.errors import InputError
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = read_yaml(path)
+    if content is None:
+        raise InputError(f"{path}: the file is empty; start from a copy of configs/ddpm_32x32_v_continuous.yaml")
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: should be sections of `key: value`, not a {type(content).__name__}")
+    return {key: value for key, value in content.items() if value is not None}  # an empty section keeps its defaults
+
+
+def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:
+    """The valid keys at a location of a section."""
+    for name in location[:-1]:
+        if name in NETWORKS:
+            section = NETWORKS[name]
+        else:
+            annotation = section.model_fields[name].annotation
+            section = next(iter(get_args(annotation)), annotation)  # of an optional section
+    return list(section.model_fields)
+
+
+def explain(error: ValidationError, section: type[BaseModel] = Config) -> tuple[str, str]:
+    """The name of the first wrong key, and what is wrong with it; `section` is the validated model."""
+    errors = error.errors()
+    # A misspelt key is also a missing one; the misspelling explains more.
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    location = first["loc"]
+    parts = [str(part) for part in location if part not in NETWORKS]  # pydantic adds these; they are not in the file
+    name = ".".join(part for part in parts if part != "[key]" and "[" not in part)[:200]
+    if first["type"] == "union_tag_invalid":
+        return f"{name}.type", f"should be {' or '.join(NETWORKS)}, not {_short(first['input']['type'])}"
+    if first["type"] == "union_tag_not_found":
+        return name, f"should be keys and their values, not {_short(first['input'])}"
+    if first["type"] == "extra_forbidden":
+        keys = _keys_at(location, section)
+        close = difflib.get_close_matches(str(location[-1]), keys, n=1)
+        return name, "unknown key" + (
+            f", did you mean {close[0]}?" if close else f"; the keys here are {', '.join(keys)}"
+        )
+    if first["type"] == "missing":
+        return name, "missing; it has no default"
+    if first["type"] == "value_error":
+        text = str(first["ctx"]["error"])
+        if name and not text.startswith(f"{name}."):  # errors of several keys of a section name their key themselves
+            return name, text
+        name, _, problem = text.partition(": ")
+        return name, problem
+    message = first["msg"].replace("Input should be", "should be")
+    return name, f"{message}, not {_short(first['input'])}"
+
+
+def _short(value: object) -> str:
+    try:
+        return f"{reprlib.repr(value):.60}"
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+@on_rank_zero
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Reads and validates a configuration; every rank gets that of rank 0, including its flags.
+
+    Args:
+        path: a YAML file.
+        overrides: values of command-line flags by dotted key, such as {"training.batch_size": 32}.
+
+    Raises:
+        InputError: naming the file (or the flag), the key, what is wrong and what would be right.
+    """
+    path, overrides = Path(path), overrides or {}
+    content = _read(path)
+    for key, value in overrides.items():
+        section, _, name = key.rpartition(".")
+        if not section:
+            content[name] = value
+        elif isinstance(content.setdefault(section, {}), dict):
+            content[section] = content[section] | {name: value}
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        key, problem = explain(error)
+        flag = next((name for name in overrides if key == name or key.startswith(f"{name}.")), None)
+        where = f"--{flag.split('.')[-1]}" if flag else f"{path}: {key}" if key else f"{path}"
+        raise InputError(f"{where}: {problem}") from error
+
+
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as (dotted name, value) pairs."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The differences between two nested mappings, one phrase for each name."""
+    before, now = dict(flatten(there)), dict(flatten(here))
+    return [
+        f"{name} is {before.get(name)!s:.200} there and {now.get(name)!s:.200} here"
+        for name in before | now
+        if before.get(name) != now.get(name)
+    ]

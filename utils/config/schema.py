@@ -1,0 +1,291 @@
+"""The schema of the configuration: its keys, their types and defaults, and what must fit together.
+
+configs/ddpm_32x32_v_continuous.yaml explains every key; its values are the defaults here.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import torch
+from PIL import ImageColor
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    Tag,
+    model_validator,
+)
+from torchvision import datasets
+
+from models.diffusion import WEIGHTINGS, Prediction
+from models.network import NetworkSettings, Size
+from models.noise_schedule import (
+    LARGEST_LOGSNR,
+    CosineSchedule,
+    DiscreteSchedule,
+    LinearSchedule,
+    NoiseSchedule,
+    betas_of,
+    rescale_zero_snr,
+)
+from models.samplers import SAMPLERS
+from models.unet import UNetSettings
+from models.unet2d import NumTimesteps, UNet2DSettings
+
+# The networks and the data sets of torchvision that a configuration can name. (A class with the arguments `root`,
+# `train` and `download`, and the attributes `data`, `targets` and `classes`, needs a line here and nothing else.)
+NETWORKS: dict[str, type[NetworkSettings]] = {"unet": UNetSettings, "unet2d": UNet2DSettings}
+TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
+
+LARGEST_SCALE = 100  # of guidance
+
+
+def _colour(text: str) -> str:
+    try:
+        ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ValueError(f"should be a colour, such as black or '#ff8000', not {text!r}") from error
+    return text
+
+
+def _increasing(scales: list[float]) -> list[float]:
+    if scales[0] >= scales[1]:
+        raise ValueError(f"should be two numbers, the smaller first, not {scales}")
+    return scales
+
+
+def _network_type(value: Any) -> Any:
+    return value.get("type", "unet") if isinstance(value, dict) else getattr(value, "type", None)
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(gt=0, le=2**31)]  # the largest size of a tensor
+PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
+Colour = Annotated[str, Field(max_length=100), AfterValidator(_colour)]
+Logsnr = Annotated[float, Field(ge=-LARGEST_LOGSNR, le=LARGEST_LOGSNR)]
+Scale = Annotated[float, Field(ge=0, le=LARGEST_SCALE)]  # of guidance
+ScaleRange = Annotated[list[Scale], Field(min_length=2, max_length=2), AfterValidator(_increasing)]
+SamplerName = Literal[*SAMPLERS]
+Variance = Literal["small", "large"] | Fraction
+Network = Annotated[
+    Union[tuple(Annotated[settings, Tag(name)] for name, settings in NETWORKS.items())],  # noqa: UP007 (from a table)
+    Discriminator(_network_type),
+]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and other types than the declared ones are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """The data set, and the size and channels of its images."""
+
+    name: Literal[*TORCHVISION, "folder"]
+    root: PathText = "data"
+    test_root: PathText | None = None
+    image_size: Size
+    num_channels: Literal[1, 3]
+    random_flip: bool = False
+    background: Colour = "white"
+    most_broken: Fraction = 0.01
+    saturation_margin: Fraction = 0.0
+
+
+class Betas(Section):
+    """The variance that each timestep of a discrete process adds, under the keys of diffusers."""
+
+    num_train_timesteps: NumTimesteps = 1000
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    beta_start: Fraction = 0.0001
+    beta_end: Fraction = 0.02
+    trained_betas: list[Fraction] | None = None
+    rescale_betas_zero_snr: bool = False
+
+    def schedule(self) -> DiscreteSchedule:
+        """The noise schedule with these betas."""
+        if self.trained_betas is None:
+            betas = betas_of(self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+        else:
+            betas = torch.tensor(self.trained_betas, dtype=torch.float64)
+        if self.rescale_betas_zero_snr:
+            betas = rescale_zero_snr(betas)
+        return DiscreteSchedule(tuple(betas.tolist()))
+
+
+class DiffusionSettings(Section):
+    """What the network predicts, and the noise schedule."""
+
+    prediction: Prediction = "v"
+    schedule: Literal["cosine", "linear", "discrete"] = "cosine"
+    logsnr_min: Logsnr = -20.0
+    logsnr_max: Logsnr = 20.0
+    betas: Betas | None = None
+
+    def noise_schedule(self) -> NoiseSchedule:
+        """The noise schedule."""
+        if self.betas:
+            return self.betas.schedule()
+        schedules = {"cosine": CosineSchedule, "linear": LinearSchedule}
+        return schedules[self.schedule](self.logsnr_min, self.logsnr_max)
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "DiffusionSettings":
+        """Checks what depends on more than one key."""
+        if self.logsnr_min >= self.logsnr_max:
+            raise ValueError("diffusion.logsnr_min: must be less than logsnr_max")
+        if (self.schedule == "discrete") != (self.betas is not None):
+            raise ValueError("diffusion.betas: required by schedule: discrete, and not allowed with another schedule")
+        if self.betas and len(self.betas.trained_betas or ()) not in (0, self.betas.num_train_timesteps):
+            raise ValueError("diffusion.betas.trained_betas: should be num_train_timesteps numbers")
+        if self.betas and not (self.noise_schedule().table.diff() < 0).all():
+            raise ValueError("diffusion.betas: each timestep should add noise, and only the last may leave no signal")
+        if self.betas and self.prediction == "eps" and self.noise_schedule().betas[-1] == 1:
+            raise ValueError(
+                "diffusion.prediction: eps does not determine x at a last timestep without signal "
+                "(betas.rescale_betas_zero_snr)"
+            )
+        return self
+
+
+class Optimization(Section):
+    """The settings that training and distillation share."""
+
+    batch_size: Count = 128
+    accumulation_steps: Count = 1
+    loss_weighting: Literal[*WEIGHTINGS] = "v_mse"
+    optimizer: Literal["adam", "muon"] = "adam"
+    adam_beta2: Decay = 0.999
+    weight_decay: Decay = 0.0
+    gradient_clipping: PositiveFloat = 1.0
+    ema_decay: Decay = 0.999
+    save_and_sample_every_n: Count = 1000
+    checkpoint_every_minutes: PositiveFloat = 10.0
+    log_every_n: Count = 50
+    loggers: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=10)] = []
+
+
+class Training(Optimization):
+    """The settings of train.py."""
+
+    num_training_steps: Count = 10_000
+    class_dropout: Decay = 0.1
+    learning_rate: PositiveFloat = 2e-4
+    warmup_steps: NonNegativeInt = 0
+    learning_rate_decay: Literal["none", "linear", "cosine"] = "none"
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step: a linear warm-up, then constant or annealed to 0 at the last step."""
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        left = 1 - step / self.num_training_steps
+        decay = {"none": 1.0, "linear": left, "cosine": math.sin(left * math.pi / 2) ** 2}[self.learning_rate_decay]
+        return self.learning_rate * warmup * decay
+
+
+def _as_mapping(value: object) -> object:
+    if not isinstance(value, dict):
+        return {"default": value}
+    is_number = re.compile("[0-9]{1,9}").fullmatch  # JSON has only strings as keys
+    return {int(key) if isinstance(key, str) and is_number(key) else key: number for key, number in value.items()}
+
+
+def _with_default(value: dict) -> dict:
+    if "default" not in value:
+        raise ValueError("needs a `default` for the other students")
+    return value
+
+
+# One value for every student, or one for each number of sampling steps and a default for the others.
+Student = Literal["default"] | Count
+CountByStudent = Annotated[dict[Student, Count], BeforeValidator(_as_mapping), AfterValidator(_with_default)]
+RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_as_mapping), AfterValidator(_with_default)]
+
+
+class Distillation(Optimization):
+    """The settings of distill.py, for each student."""
+
+    ema_decay: Decay = 0.998
+    prediction: Prediction | None = None
+    guidance: ScaleRange | None = None
+    num_conversion_steps: Count = 5000
+    conversion_learning_rate: PositiveFloat = 2e-4
+    num_training_steps_per_iteration: CountByStudent = {"default": 5000}
+    learning_rate: RateByStudent = {"default": 2e-4}
+
+    def num_training_steps(self, sampling_steps: int) -> int:
+        """The number of training steps of the student of `sampling_steps` steps."""
+        steps = self.num_training_steps_per_iteration
+        return steps.get(sampling_steps, steps["default"])
+
+    def initial_learning_rate(self, sampling_steps: int) -> float:
+        """The learning rate of its first training step."""
+        return self.learning_rate.get(sampling_steps, self.learning_rate["default"])
+
+
+class SamplerSettings(Section):
+    """How a model is sampled: the number of steps, the sampler, and its settings."""
+
+    steps: Count
+    sampler: SamplerName = "ddim"
+    variance: Variance = "small"
+    clip: bool = False
+
+
+class Sampling(Section):
+    """The samples of train.py and distill.py, and how a teacher is sampled."""
+
+    sampler: SamplerName = "ddim"
+    variance: Variance = "small"
+    clip: bool = False
+    guidance: Scale = 1.0
+    sampling_steps: Count = 128
+    num_samples: Count = 64
+    batch_size: Count = 64
+
+    def of_teacher(self, steps: int) -> SamplerSettings:
+        """How a model that is not distilled is sampled in `steps` steps."""
+        return SamplerSettings(steps=steps, sampler=self.sampler, variance=self.variance, clip=self.clip)
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    seed: NonNegativeInt = 0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    data: Data
+    network: Network = UNetSettings()
+    diffusion: DiffusionSettings = DiffusionSettings()
+    training: Training = Training()
+    distillation: Distillation = Distillation()
+    sampling: Sampling = Sampling()
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Config":
+        """Checks what depends on more than one key."""
+        self.network.check(self.data.image_size)
+        root, test_root = self.data.root, self.data.test_root
+        if self.data.name == "folder" and test_root and Path(test_root).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError("data.test_root: must not be inside data.root: the test images would be training images")
+        timesteps, betas = getattr(self.network, "num_train_timesteps", None), self.diffusion.betas
+        if timesteps and betas and timesteps != betas.num_train_timesteps:
+            raise ValueError(
+                f"network.num_train_timesteps: {timesteps} differs from diffusion.betas.num_train_timesteps, "
+                f"{betas.num_train_timesteps}"
+            )
+        scale, scales = self.sampling.guidance, self.distillation.guidance
+        if scales and not scales[0] <= scale <= scales[1]:
+            raise ValueError(f"sampling.guidance: {scale:g} is not in the range of distillation.guidance, {scales}")
+        for wrong, name in ((scales, "distillation.guidance"), (scale != 1, "sampling.guidance")):
+            if wrong and not (self.network.num_classes and self.training.class_dropout):
+                raise ValueError(f"{name}: needs classes (network.num_classes), and a training.class_dropout above 0")
+        return self

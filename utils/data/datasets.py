@@ -1,0 +1,112 @@
+"""The training and test images that a configuration names."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.config.schema import TORCHVISION, Config
+from utils.config.schema import Data as DataSettings
+from utils.data.batches import ImageData
+from utils.data.folder import MOST_NAMES
+from utils.data.images import ImageSet, fit
+from utils.data.prepared import load_folder
+from utils.system.distributed import all_gather, rank_zero_first
+from utils.system.errors import InputError, first_of
+from utils.system.files import remove_if_empty
+
+
+def load_data(config: Config, device: torch.device) -> ImageData:
+    """The training images that a configuration names, in its size and channels, with classes if it has classes.
+
+    Raises:
+        InputError: the data are missing and cannot be downloaded, or do not have the configured number of classes.
+    """
+    settings = config.data
+    data = load_images(settings, accept=partial(require_num_classes, config=config))
+    if len(set(all_gather(data.hash))) > 1:
+        raise InputError("data.root: the processes have different images; all machines need the same files")
+    return ImageData(
+        data,
+        with_classes=config.network.num_classes > 0,
+        seed=config.seed,
+        random_flip=settings.random_flip,
+        saturation_margin=settings.saturation_margin,
+        device=device,
+    )
+
+
+def require_num_classes(class_names: Sequence[str], config: Config) -> None:
+    """Raises InputError if the network is class-conditional with another number of classes than the data."""
+    num_classes, found = config.network.num_classes, len(class_names)
+    if num_classes == 1 >= found:
+        raise InputError("network.num_classes: 1, but one class is no condition; it should be 0")
+    if num_classes and found != num_classes:
+        name = config.data.root if config.data.name == "folder" else config.data.name
+        what, right = f"{found} classes", f"{found}, or 0 for an unconditional network"
+        if found <= 1:
+            what = "one subfolder with images" if found else "no classes: no subfolders, or images beside them"
+            right = "0, an unconditional network"
+        raise InputError(f"network.num_classes: {num_classes}, but {name} has {what}; it should be {right}")
+
+
+@rank_zero_first
+def load_images(
+    settings: DataSettings, *, test: bool = False, accept: Callable[[list[str]], object] | None = None
+) -> ImageSet:
+    """The training or test images of a data set, in its size and channels, and their classes.
+
+    `accept` is called with the class names before a folder is prepared; it may raise.
+
+    Raises:
+        InputError: they are missing and cannot be downloaded, or a folder has no test images.
+    """
+    root = Path(settings.root).expanduser()
+    if settings.name != "folder":
+        images, labels, class_names = _read_torchvision(settings.name, root, test)
+        if accept:
+            accept(class_names)
+        return ImageSet.in_memory(fit(images, settings.image_size, settings.num_channels), labels, class_names)
+    if test:
+        require_test_root(settings)
+        return load_folder(Path(settings.test_root).expanduser(), "data.test_root", settings, accept)
+    return load_folder(root, "data.root", settings, accept)
+
+
+def require_test_root(settings: DataSettings) -> None:
+    """Raises InputError if a folder has no test images."""
+    if settings.name == "folder" and settings.test_root is None:
+        raise InputError("data.test_root: missing; needed here: a folder of images like those of data.root")
+
+
+def require_same_classes(test: Sequence[str], training: Sequence[str]) -> None:
+    """Raises InputError if the test and training images of two folders do not have the same classes."""
+    for names, others, where in ((training, test, "data.test_root"), (test, training, "data.root")):
+        if missing := sorted(set(names) - set(others)):
+            raise InputError(f"{where}: missing subfolders: {first_of(missing, MOST_NAMES)}; both should have the same")
+
+
+def _read_torchvision(name: str, root: Path, test: bool) -> tuple[Tensor, Tensor, list[str]]:
+    """Images, labels and class names, in torchvision's own size and channels; downloaded if they are missing."""
+    dataset_class, there = TORCHVISION[name], root.exists()
+    try:
+        try:
+            dataset = dataset_class(root, train=not test, download=True)
+        except (RuntimeError, AssertionError, ValueError, IndexError):
+            # A kill while unpacking leaves an incomplete file, which torchvision does not notice.
+            for packed in Path(root, name, "raw").glob("*-ubyte.gz"):
+                packed.with_suffix("").unlink(missing_ok=True)
+            dataset = dataset_class(root, train=not test, download=True)
+    except (OSError, RuntimeError) as error:
+        for folder in (root / name / "raw", root / name, *([] if there else [root])):  # created by torchvision
+            remove_if_empty(folder)
+        raise InputError(
+            f"data.root: {root.absolute()}: {name} is missing and cannot be downloaded: "
+            f"{' '.join(str(error).split()):.200}; a relative data.root starts in the current folder"
+        ) from error
+    images = torch.as_tensor(dataset.data)
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    class_names = [name.partition(" - ")[0] for name in dataset.classes]  # MNIST has "0 - zero", ...
+    return images, torch.as_tensor(dataset.targets), class_names

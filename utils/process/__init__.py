@@ -1,1 +1,0 @@
-"""The process: ranks (distributed), Ctrl-C and SIGTERM (interruption), a stopwatch (timing), seeds (randomness)."""

@@ -1,0 +1,1 @@
+"""The command line (cli), errors, files, processes (distributed), signals, seeds, and grids of images."""

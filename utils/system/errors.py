@@ -1,0 +1,20 @@
+"""The exception for errors that the user can correct, and lists for its messages."""
+
+from collections.abc import Sequence
+
+
+class InputError(Exception):
+    """A wrong input. The message is one line: which input, what is wrong, what would be right.
+
+    The scripts print it without a traceback and exit with code 2; any other exception is a bug and keeps its traceback.
+    """
+
+
+def first_of(texts: Sequence[str], most: int = 20, separator: str = ", ") -> str:
+    """The first of these texts as a list, with an ellipsis if there are more."""
+    return separator.join([*texts[:most], *["..."] * (len(texts) > most)])
+
+
+def counted(count: int, thing: str, plural: str = "s") -> str:
+    """A number of things: 1 class, 2 classes."""
+    return f"{count} {thing}{plural if count != 1 else ''}"

@@ -1,0 +1,136 @@
+"""Grids of samples as PNG files, and the grids of several models side by side."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.utils import make_grid, save_image
+
+from utils.system.files import write_atomically
+
+PADDING = 2  # pixels between images
+LABEL_HEIGHT, LONGEST_HEADING = 26, 110  # pixels
+FONT_SIZE, HEADING_SIZE = 17, 11
+TALLEST = 2  # the largest ratio of height to width of panels below each other
+MOST_CLASS_COLUMNS = 16  # with more classes, columns are not sorted by class
+ENLARGED = 64  # images smaller than this many pixels are shown at twice their size
+
+
+def grid(images: Tensor, class_names: Sequence[str] = (), scale: int = 1) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1] as one nearly square image [3, H', W'] in [0, 1].
+
+    Sample i of a class-conditional model has class i modulo their number. If there are not too many, each class has one
+    or more columns, under its name. Each pixel becomes `scale` x `scale` pixels.
+    """
+    return torch.cat([*_headings(images, class_names, scale), _table(images, class_names, scale)], dim=1)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Writes an image [3, H, W] in [0, 1] as a PNG."""
+    write_atomically(path, lambda file: save_image(image, file, format="png"))
+
+
+def comparison(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = ()) -> Tensor:
+    """Labelled sets of N images [N, C, H, W] in [-1, 1] as panels of one image [3, H', W'] in [0, 1].
+
+    The panels are side by side. If each class has a column, they are one below the other, unless that is too tall.
+    """
+    first = panels[0][1]
+    scale = 2 if first.shape[-1] < ENLARGED else 1
+    labels, tables = [label for label, _ in panels], [_table(images, class_names, scale) for _, images in panels]
+    headings = _headings(first, class_names, scale)
+    width = max(tables[0].shape[2], *(math.ceil(_font(FONT_SIZE).getlength(label)) + 8 for label in labels))
+    stacked = headings and len(tables) * tables[0].shape[1] <= TALLEST * tables[0].shape[2]
+    above = [] if stacked else headings  # above each table
+
+    def panel(label: str, table: Tensor) -> Tensor:
+        return torch.cat([_caption(label, width), *(_widened(part, width) for part in [*above, table])], dim=1)
+
+    parts = [panel(label, table) for label, table in zip(labels, tables, strict=True)]
+    if stacked:
+        return torch.cat([*(_widened(part, width) for part in headings), *parts], dim=1)
+    return torch.cat(parts, dim=2)
+
+
+def _columns(images: Tensor, class_names: Sequence[str]) -> tuple[int, bool]:
+    """The number of columns, and whether each belongs to a class."""
+    columns, classes = math.ceil(math.sqrt(len(images))), len(class_names)
+    if 1 < classes <= min(len(images), MOST_CLASS_COLUMNS):
+        return classes * max(1, round(columns / classes)), True
+    return columns, False
+
+
+def _table(images: Tensor, class_names: Sequence[str], scale: int) -> Tensor:
+    columns, _ = _columns(images, class_names)
+    picture = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=PADDING, pad_value=0.5)
+    return picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def _headings(images: Tensor, class_names: Sequence[str], scale: int) -> list[Tensor]:
+    """A strip with the class of each column, turned upright if one is wider than its column; empty without classes."""
+    columns, sorts = _columns(images, class_names)
+    if not sorts:
+        return []
+    font, column = _font(HEADING_SIZE), scale * (images.shape[-1] + PADDING)
+    names = [_shortened(_drawable(class_names, i % len(class_names)), font) for i in range(columns)]
+    texts = [Image.new("L", (math.ceil(font.getlength(name)) + 4, 16), 255) for name in names]
+    for name, text in zip(names, texts, strict=True):
+        ImageDraw.Draw(text).text((2, 1), name, fill=0, font=font)
+    if any(text.width > column for text in texts):
+        texts = [text.transpose(Image.Transpose.ROTATE_90) for text in texts]
+    strip = Image.new("L", (columns * column + scale * PADDING, max(text.height for text in texts) + 2), 255)
+    for i, text in enumerate(texts):
+        strip.paste(text, (i * column + (column - text.width) // 2, strip.height - text.height))
+    return [pil_to_tensor(strip).float().expand(3, -1, -1) / 255]
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont) -> str:
+    short = name
+    while font.getlength(name) > LONGEST_HEADING:
+        short = short[:-1]
+        name = f"{short}..."
+    return name
+
+
+def _caption(label: str, width: int) -> Tensor:
+    strip = Image.new("RGB", (width, LABEL_HEIGHT), "white")
+    left = (width - _font(FONT_SIZE).getlength(label)) / 2
+    ImageDraw.Draw(strip).text((left, 3), label, fill="black", font=_font(FONT_SIZE))
+    return pil_to_tensor(strip).float() / 255
+
+
+def _widened(picture: Tensor, width: int) -> Tensor:
+    """Padded with white on both sides."""
+    missing = width - picture.shape[2]
+    return F.pad(picture, (missing // 2, missing - missing // 2), value=1.0)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_path(), size)
+
+
+def _font_path() -> Path:
+    """Matplotlib's font, which has more alphabets than Pillow's."""
+    import matplotlib  # not at the top: importing it takes a fifth of a second
+
+    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+
+
+@cache
+def _letters_of_font() -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(str(_font_path())).get_charmap())
+
+
+def _drawable(class_names: Sequence[str], number: int) -> str:
+    """The name of a class, or its number if the font lacks a letter of the name."""
+    name = class_names[number]
+    return name if _letters_of_font().issuperset(map(ord, name)) else str(number)

@@ -1,0 +1,124 @@
+"""The logs of a run: metrics.jsonl always, and those of `LOGGERS` that the configuration names (`loggers`)."""
+
+import importlib.util
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_tensor
+
+from utils.config.schema import Optimization
+from utils.system.distributed import is_rank_zero
+from utils.system.errors import InputError
+from utils.system.files import append_line, delete_files, exists, find_files, read_if_there, write_atomically
+
+LOG_NAME = "metrics.jsonl"
+EVENTS = "events.out.tfevents.*"
+
+
+class Logger(Protocol):
+    """A log of a run. Its class takes the run's folder and the step to resume from; all ranks call it.
+
+    Attributes:
+        package: the package that it needs, to import and to install.
+    """
+
+    package: str
+
+    def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:
+        """Logs the means since the last call; a loss that is not finite is None."""
+        ...
+
+    def add_images(self, step: int, grid: Tensor) -> None:
+        """Logs a grid of samples, [3, H, W] in [0, 1]."""
+        ...
+
+    def close(self) -> None:
+        """Writes everything that has not been written yet."""
+        ...
+
+
+class JsonLines:
+    """metrics.jsonl: one line for each call of `add_scalars`. The samples are PNG files beside it."""
+
+    package = "json"
+
+    def __init__(self, folder: Path, step: int):
+        """Removes the lines after a step, which the resumed run writes again."""
+        self.path = folder / LOG_NAME
+        if exists(self.path):
+            kept = "".join(json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step)
+            write_atomically(self.path, lambda file: file.write(kept.encode()))
+
+    def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:  # noqa: D102 (see Logger)
+        append_line(self.path, json.dumps({"step": step} | scalars))
+
+    def add_images(self, step: int, grid: Tensor) -> None:  # noqa: D102
+        pass
+
+    def close(self) -> None:  # noqa: D102
+        pass
+
+
+class TensorBoard:
+    """Events for TensorBoard (`tensorboard --logdir output`).
+
+    Events cannot be removed, and a resumed run repeats steps. So each start of a run writes its events anew, from
+    metrics.jsonl and the samples, which contain each step once.
+    """
+
+    package = "tensorboard"
+
+    def __init__(self, folder: Path, step: int):
+        delete_files(folder, EVENTS)
+        lines = read_log(folder)
+        grids = {int(path.stem.split("-")[1]): path for path in find_files(folder, "sample-*.png")}
+        self._writer = None
+        if is_rank_zero():
+            from torch.utils.tensorboard import SummaryWriter  # optional, and takes seconds
+
+            self._writer = SummaryWriter(str(folder))
+            for line in lines:
+                self.add_scalars(line.pop("step"), line)
+            for number, path in grids.items():
+                if number <= step and (folder / f"diffusion-{number}.pt").exists():  # others are drawn again
+                    self.add_images(number, to_tensor(Image.open(path)))
+
+    def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:  # noqa: D102
+        for name, value in scalars.items():
+            if self._writer and value is not None:
+                self._writer.add_scalar(name, value, step)
+
+    def add_images(self, step: int, grid: Tensor) -> None:  # noqa: D102
+        if self._writer:
+            self._writer.add_image("samples", grid, step)
+
+    def close(self) -> None:  # noqa: D102
+        if self._writer:
+            self._writer.close()
+
+
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard}
+
+
+def require_loggers(settings: Optimization) -> None:
+    """Raises InputError if there is no logger of a name in the configuration, or its package is not installed."""
+    for name in settings.loggers:
+        if name not in LOGGERS:
+            raise InputError(f"loggers: {name}: should be among {', '.join(LOGGERS)}")
+        if importlib.util.find_spec(LOGGERS[name].package) is None:
+            raise InputError(f"loggers: {name} needs a package: pip install {LOGGERS[name].package}")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; an incomplete line, after a power failure, is dropped."""
+    lines = []
+    for text in (read_if_there(folder / LOG_NAME) or b"").splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            line = json.loads(text)
+            line["step"] + 0  # every line has one
+            lines.append(line)
+    return lines

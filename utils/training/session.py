@@ -1,0 +1,115 @@
+"""A session: one command that trains. It opens the runs of its stages, and checks everything before it writes."""
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from utils.checkpoints.compute import DISTILLATION_PASSES, TRAINING_PASSES, Compute, choose_device
+from utils.data.batches import ImageData
+from utils.data.datasets import load_data
+from utils.system import cli, distributed
+from utils.system.errors import InputError
+from utils.system.files import locked, prepare_folder, remove_if_empty
+from utils.training.loggers import require_loggers
+from utils.training.run import Run
+from utils.training.stage import Stage, require_same_stages, stage_folders
+from utils.training.state import ELSEWHERE, STATE_NAME, delete_run, read_state
+
+
+class Session:
+    """Context manager for a command that trains one or more stages, with the same data, in folders of one folder.
+
+    The first unfinished run loads the data, locks the folder, and carries out --restart.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path, stages: list[Stage]):
+        """
+        Raises:
+            InputError: the settings need something that is missing, or the folder belongs to another distillation.
+        """
+        self.folder, self.restart, self.config = folder, arguments.restart, stages[0].config
+        settings = stages[0].settings
+        _require_image_for_each_rank(stages[0])
+        require_loggers(settings)
+        self.device = choose_device(arguments.device)
+        self.is_distillation = stages[0].folder != folder
+        if self.is_distillation and not self.restart:
+            require_same_stages(folder, stages)
+        passes = DISTILLATION_PASSES if self.is_distillation else TRAINING_PASSES
+        self.passes = passes * settings.batch_size * sum(stage.num_steps for stage in stages)
+        self._data: ImageData | None = None
+        self._compute = None  # of an earlier run: all students compute as the first one did
+
+    def __enter__(self) -> Self:
+        self._opened = ExitStack()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def open(self, stage: Stage) -> Run:
+        """The run of a stage, resumed if its folder contains one; one that is not `finished` is ready for its trainers.
+
+        Raises:
+            InputError: the folder contains another run, or the data do not fit.
+        """
+        run = Run(stage, None if self.restart else read_state(stage))
+        self._compute = run.previous_compute or self._compute
+        if run.finished:
+            print(f"{run.folder}: finished, all {run.num_steps} steps")
+            return run
+        data = self._data or load_data(self.config, self.device)
+        self._require_same_images(run, data)
+        options = {"passes": self.passes, "training": True, "previous": self._compute}
+        compute = Compute.choose(self.config, self.device, **options)
+        run.prepare(data, compute)
+        if self._data is None:
+            self._begin()
+        prepare_folder(run.folder)
+        self._data, self._compute = data, compute.as_dict()
+        guidance = ", guidance {:g} to {:g}".format(*stage.guidance) if stage.guidance else ""
+        what = f"{stage.title}, predicting {stage.prediction}{guidance}" if stage.kind == "converted" else stage.title
+        print(f"{what}: on {compute}, from step {run.step}, {len(data)} images, writing to {run.folder}")
+        return run
+
+    def _begin(self) -> None:
+        """All checks are done: locks the folder, and carries out --restart."""
+        self._opened.enter_context(locked(self.folder))
+        if self.restart:
+            for path in stage_folders(self.folder) if self.is_distillation else [self.folder]:
+                delete_run(path)
+                remove_if_empty(path)
+            cli.restart_is_done()
+
+    def _require_same_images(self, run: Run, data: ImageData) -> None:
+        """Raises InputError if the images or classes differ from those of the run, or of a student that now teaches.
+
+        For another teacher, prints a note if its images or their saturation margin differ.
+        """
+        data_hash, teacher = data.description.data_hash, run.stage.parent
+        if run.data_hash not in (None, data_hash):
+            raise InputError(
+                f"{run.folder / STATE_NAME}: the images or their classes have changed: a file or a folder was added "
+                f"or removed, or pixels changed; {ELSEWHERE}"
+            )
+        if teacher is None or not self.is_distillation:
+            return
+        teacher.require_same_classes(data.description.class_names)
+        if teacher.differs_in_images(data_hash):
+            if teacher.path.is_relative_to(self.folder):
+                raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {ELSEWHERE}")
+            print(f"note: the images differ from those that {teacher.path} was trained on")
+        before, now = (config.data.saturation_margin for config in (teacher.config, self.config))
+        if before != now:
+            print(f"note: data.saturation_margin is {now:g}, but {teacher.path} was trained with {before:g}: keep it")
+
+
+def _require_image_for_each_rank(stage: Stage) -> None:
+    settings, world_size = stage.settings, distributed.world_size()
+    steps, section = settings.accumulation_steps, type(settings).__name__.lower()
+    if settings.batch_size < world_size * steps:
+        raise InputError(
+            f"{section}.batch_size: {settings.batch_size} is less than {world_size * steps}, one image for each of "
+            f"{world_size} processes in each of {steps} accumulation_steps"
+        )

@@ -1,0 +1,202 @@
+"""Stages: what is trained in one folder. A teacher, a conversion and a student are each one stage.
+
+A further kind of stage is a function here, its loss in models/, and its training steps in a script.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.diffusion import Diffusion, Prediction
+from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Checkpoint, Metadata, TrainedOn
+from utils.config.schema import Config, Optimization, SamplerSettings
+from utils.system.errors import InputError
+from utils.system.files import exists, find_files
+from utils.system.seeds import seed_of
+
+CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained in a folder.
+
+    Attributes:
+        title: for messages, such as "training".
+        settings: a section of the configuration.
+        kind, sampling, prediction, guidance: of its checkpoints, see `Metadata`.
+        num_steps: the number of training steps.
+        learning_rate: at each of them.
+        loss_weighting: one of `WEIGHTINGS`.
+        ignored: the sections and keys of the configuration that have no effect on its weights.
+        parent: the checkpoint that it starts from, None for random weights. It also teaches a conversion or a student.
+        may_grow: whether it may be given more steps once it is finished.
+    """
+
+    folder: Path
+    title: str
+    config: Config
+    settings: Optimization
+    kind: str
+    sampling: SamplerSettings
+    prediction: Prediction
+    guidance: list[float] | None
+    num_steps: int
+    learning_rate: Callable[[int], float]
+    loss_weighting: str
+    ignored: dict[str, Any]
+    parent: Checkpoint | None = None
+    may_grow: bool = False
+
+    @property
+    def num_sampling_steps(self) -> int | None:
+        """The number of steps that it distills for, None for a teacher and a conversion."""
+        return self.sampling.steps if self.kind == "student" else None
+
+    def seed_of(self, purpose: str, index: int) -> int:
+        """The seed of the random numbers for a purpose, at a step or for an example."""
+        return seed_of(purpose, self.config.seed, self.num_sampling_steps, index=index)
+
+    def initial_model(self, device: torch.device) -> Diffusion:
+        """The model before the first step: that of its parent, or one with random weights; only a teacher has dropout."""
+        torch.manual_seed(self.config.seed)
+        if self.parent is None:
+            return build_model(self.config, device)
+        dropout = self.config.network.dropout if self.kind == "teacher" else 0.0
+        model = self.parent.model(device, dropout, takes_guidance=self.guidance is not None)
+        return replace(model, prediction=self.prediction)
+
+    def metadata(self, step: int, trained_on: TrainedOn) -> Metadata:
+        """The metadata of its checkpoint at a training step."""
+        own = {name: getattr(self, name) for name in ("config", "kind", "sampling", "prediction", "guidance")}
+        return Metadata(step=step, trained_on=trained_on, **own)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines its weights, except the data: a run is resumed only if it is the same."""
+        identity = self.config.model_dump(exclude=self.ignored)
+        identity |= {"kind": self.kind, "sampling_steps": self.num_sampling_steps}
+        if self.kind != "teacher":
+            identity["distillation"] |= {"learning_rate": self.learning_rate(0), "loss_weighting": self.loss_weighting}
+        if self.parent:
+            identity |= {"parent": self.parent.sha256, "parent_path": str(self.parent.path)}
+        return identity
+
+
+def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> Stage:
+    """Training on images, from random weights or from those of a checkpoint."""
+    unused = {"num_training_steps"} | (set() if config.network.num_classes else {"class_dropout"})
+    return Stage(
+        folder=folder,
+        title="training",
+        config=config,
+        settings=config.training,
+        kind="teacher",
+        sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
+        prediction=config.diffusion.prediction,
+        guidance=None,
+        num_steps=config.training.num_training_steps,
+        learning_rate=config.training.learning_rate_at,
+        loss_weighting=config.training.loss_weighting,
+        ignored={"distillation": True, "sampling": True, "training": unused},
+        parent=initial,
+        may_grow=True,
+    )
+
+
+def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, students: list[int]) -> list[Stage]:
+    """A conversion, if the students must differ from the teacher in prediction or guidance; then the students.
+
+    Args:
+        students: their numbers of sampling steps.
+
+    Raises:
+        InputError: the teacher cannot teach such students.
+    """
+    settings = config.distillation
+    own = {"num_training_steps_per_iteration", "learning_rate", "num_conversion_steps", "conversion_learning_rate"}
+    conversion = Stage(
+        folder=folder / CONVERSION_NAME,
+        title="conversion",
+        config=config,
+        settings=settings,
+        kind="converted",
+        sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
+        prediction=settings.prediction or teacher.prediction,
+        guidance=settings.guidance or teacher.guidance,
+        num_steps=settings.num_conversion_steps,
+        learning_rate=_annealed(settings.conversion_learning_rate, settings.num_conversion_steps),
+        # As the teacher's own: where its loss had little weight, as v of an eps teacher near t = 1, it is not imitated.
+        loss_weighting=config.training.loss_weighting,
+        ignored={"sampling": True, "training": True, "distillation": own | {"loss_weighting"}},
+    )
+    _require_teachable(conversion, teacher)
+    stages = (
+        [] if (conversion.prediction, conversion.guidance) == (teacher.prediction, teacher.guidance) else [conversion]
+    )
+    for iteration, n in enumerate(students, start=1):
+        num_steps = settings.num_training_steps(n)
+        stage = replace(
+            conversion,
+            folder=folder / f"{iteration}_{n}",
+            title=f"{2 * n} -> {n}",
+            kind="student",
+            sampling=SamplerSettings(steps=n),
+            num_steps=num_steps,
+            learning_rate=_annealed(settings.initial_learning_rate(n), num_steps),
+            loss_weighting=settings.loss_weighting,
+        )
+        stages.append(stage)
+    return stages
+
+
+def _annealed(learning_rate: float, num_steps: int) -> Callable[[int], float]:
+    """A learning rate that falls linearly to 0 (paper, section 3)."""
+    return lambda step: learning_rate * (1 - step / num_steps)
+
+
+def _require_teachable(conversion: Stage, teacher: Checkpoint) -> None:
+    scales = conversion.guidance
+    if scales and teacher.guidance and scales != teacher.guidance:
+        raise InputError(f"distillation.guidance: {scales}, but {teacher.path} was distilled for {teacher.guidance}")
+    for scale in scales or ():
+        teacher.require_guidance(scale)
+    if conversion.prediction != teacher.prediction and teacher.kind == "student":
+        raise InputError(
+            f"distillation.prediction: {conversion.prediction}, but {teacher.path} predicts {teacher.prediction}, and "
+            f"was trained only at the times of {teacher.sampling.steps} steps; convert its first teacher instead"
+        )
+
+
+def student_folders(folder: Path) -> list[tuple[Path, int, int]]:
+    """The folders of the students of a distillation: (path, iteration, number of sampling steps)."""
+    matches = [(path, re.fullmatch(r"(\d+)_(\d+)", path.name)) for path in find_files(folder, "*_*")]
+    return [(path, int(match[1]), int(match[2])) for path, match in matches if match]
+
+
+def stage_folders(folder: Path) -> list[Path]:
+    """The folders of all stages of a distillation."""
+    return find_files(folder, CONVERSION_NAME) + [path for path, _, _ in student_folders(folder)]
+
+
+def require_same_stages(folder: Path, stages: list[Stage]) -> None:
+    """Raises InputError if the folder contains a distillation with other numbers of steps, or another conversion."""
+    students = [stage.sampling.steps for stage in stages if stage.kind == "student"]
+    converts, converted = len(stages) > len(students), exists(folder / CONVERSION_NAME)
+    if converted != converts and (converted or student_folders(folder)):
+        there, here = ("with a", "no") if converted else ("without a", "a")
+        raise InputError(
+            f"{folder}: another distillation, {there} conversion; distillation.guidance and .prediction now require "
+            f"{here} conversion; another --output_dir starts another one, --restart deletes this one"
+        )
+    for path, iteration, steps in student_folders(folder):
+        if iteration <= len(students) and steps != students[iteration - 1]:
+            raise InputError(
+                f"{path}: belongs to another distillation: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} "
+                f"there and is {students[0]} here; the same value resumes it, another --output_dir starts another one, "
+                "--restart deletes it"
+            )

@@ -1,0 +1,137 @@
+"""training_state.pt: everything needed to resume a run, and whether a run may be resumed.
+
+A run's folder contains `training_state.pt`, `diffusion-<step>.pt`, `sample-<step>.png`, `metrics.jsonl` and perhaps
+further logs. State, samples and checkpoint are written in this order: a checkpoint implies that everything of its step
+is there, and a state suffices to make the rest.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError, model_validator
+
+from utils.checkpoints.torch_file import read_torch_file
+from utils.config.reading import differences, explain, flatten
+from utils.config.schema import Count, NonNegativeInt, Section
+from utils.system.errors import InputError
+from utils.system.files import delete_files, exists, find_files, write_atomically
+from utils.training.loggers import EVENTS, LOG_NAME
+from utils.training.stage import Stage
+
+STATE_NAME, FORMAT_VERSION = "training_state.pt", 4
+# In the order of deletion: a state without its checkpoints would be resumed, so it goes first.
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, EVENTS, ".*.tmp")
+
+# Keys that do not change the weights: a run is resumed even if they differ. The path only appears in a message.
+WITHOUT_EFFECT = {
+    "compile",
+    "data.root",
+    "data.test_root",
+    "data.background",
+    "data.most_broken",
+    "data_hash",
+    "parent_path",
+}
+WITHOUT_EFFECT |= {
+    f"{section}.{key}"
+    for section in ("training", "distillation")
+    for key in ("accumulation_steps", "save_and_sample_every_n", "checkpoint_every_minutes", "log_every_n", "loggers")
+}
+ELSEWHERE = "another --output_dir starts another run, --restart deletes this one"
+KEEP = f"the same value resumes it, {ELSEWHERE}"
+
+
+class Computed(Section):
+    """How the last process computed: see utils/checkpoints/compute.py."""
+
+    precision: Literal["fp32", "bf16"]
+    compile: bool
+    processes: Count
+
+
+class Header(Section):
+    """The contents of a training state besides the trainers'."""
+
+    identity: dict[str, Any]
+    num_steps: Count
+    step: NonNegativeInt
+    compute: Computed
+
+    @model_validator(mode="after")
+    def _is_within_the_run(self) -> "Header":
+        if self.step > self.num_steps:
+            raise ValueError(f"step: {self.step} of {self.num_steps}")
+        return self
+
+
+def read_state(stage: Stage) -> dict[str, Any] | None:
+    """The state in the folder of a stage, None if there is none.
+
+    Raises:
+        InputError: it belongs to another run, is damaged, or there are checkpoints without a state.
+    """
+    path = stage.folder / STATE_NAME
+    if not exists(path):
+        for checkpoint in find_files(stage.folder, "diffusion-*.pt"):
+            raise InputError(
+                f"{checkpoint}: in the way: a checkpoint without {STATE_NAME}, so its run cannot be resumed; "
+                "another --output_dir keeps it (train.py can start from its weights), --restart deletes it"
+            )
+        return None
+    state = read_torch_file(path, FORMAT_VERSION, Header.model_fields.keys() | {"trainers"}, "a training state")
+    try:
+        Header.model_validate({key: state[key] for key in Header.model_fields})
+    except ValidationError as error:
+        raise damaged(path, ": ".join(explain(error, Header))) from error
+    _require_same_run(path, state["identity"], stage.identity())
+    _require_num_steps(path, state, stage)
+    return state
+
+
+def write_state(folder: Path, header: dict[str, Any], trainers: dict[str, dict]) -> None:
+    """Writes what resuming after a step needs; `header` is a `Header` as a dictionary."""
+    state = {"format_version": FORMAT_VERSION} | header | {"trainers": trainers}
+    write_atomically(folder / STATE_NAME, lambda file: torch.save(state, file))
+
+
+def damaged(path: Path, problem: str) -> InputError:
+    """The error for a training state that cannot be used."""
+    return InputError(
+        f"{path}: damaged: {problem}; the checkpoints beside it may be whole: another --output_dir keeps them, "
+        "--restart deletes them and starts again"
+    )
+
+
+def delete_run(folder: Path) -> None:
+    """Deletes the files of a run, and nothing else."""
+    delete_files(folder, *RUN_FILES)
+
+
+def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    there, here = (
+        {key: value for key, value in flatten(identity) if key not in WITHOUT_EFFECT} for identity in (before, now)
+    )
+    if there.get("parent") != here.get("parent"):
+        raise InputError(
+            f"{path}: belongs to another run: it started from {before.get('parent_path', 'random weights')!s:.200}, "
+            f"whose contents differ from those of {now.get('parent_path', 'random weights')}; {ELSEWHERE}"
+        )
+    for difference in differences(there, here):
+        raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
+
+
+def _require_num_steps(path: Path, state: dict[str, Any], stage: Stage) -> None:
+    """Raises InputError for another number of steps, except for more steps of a finished run that `may_grow`."""
+    there, taken = state["num_steps"], state["step"]
+    if stage.num_steps == there or (stage.may_grow and taken == there < stage.num_steps):
+        return
+    if not stage.may_grow:
+        advice = KEEP
+    elif taken == there:
+        advice = f"it is finished, and can only get more steps: {there} or above; {ELSEWHERE}"
+    else:
+        advice = f"{there} finishes it, then it can get more; another --output_dir starts another run"
+    raise InputError(
+        f"{path}: this run has {there} training steps ({taken} taken), but {stage.num_steps} are now requested; {advice}"
+    )
