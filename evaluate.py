@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from models.samplers import SAMPLERS
 from utils.checkpoints.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
-from utils.checkpoints.compute import FORWARD_PASSES, Compute, choose_device
+from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.config.reading import load_config
 from utils.config.schema import Config
 from utils.data.datasets import load_images, require_num_classes, require_same_classes, require_test_root
@@ -146,7 +146,7 @@ def main() -> None:
             print(f"note: the training images differ from those that {checkpoint.path} was trained on")
     candidates, rows = candidates_of(arguments, teacher, students), []
     passes = sum(row.sampling.steps * row.evaluations_per_step for row in candidates if row.path)
-    passes *= FORWARD_PASSES * arguments.num_samples
+    passes *= PASSES["sampling"] * arguments.num_samples
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
         evaluation = Evaluation(
             config=config,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.samplers import SAMPLERS
 from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from utils.checkpoints.compute import FORWARD_PASSES, Compute, choose_device
+from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.checkpoints.sampling import draw_samples
 from utils.config.reading import load_config
 from utils.config.schema import SamplerSettings
@@ -38,20 +38,18 @@ def parse_arguments() -> argparse.Namespace:
     what.add_argument("--checkpoint", metavar="CHECKPOINT", help=help)
     help = "several checkpoints to sample from the same noise, one panel each (default of STEPS: the checkpoint's own)"
     what.add_argument("--compare", nargs="+", metavar="CHECKPOINT:STEPS", help=help)
-    help = "refuse checkpoints of another model than this (default: no check)"
-    parser.add_argument("--config_path", metavar="YAML", help=help)
+    parser.add_argument("--config_path", metavar="YAML", help="refuse other models than this (default: no check)")
     parser.add_count("--num_samples", "number of samples", 64)
     parser.add_count("--batch_size", "samples drawn at once (default: the checkpoint's sampling.batch_size)")
-    help = "sampling steps (default: those that the checkpoint was distilled for, 1024 if it is not distilled)"
-    parser.add_count("--sampling_steps", help)
+    parser.add_count("--sampling_steps", "(default: what the checkpoint was distilled for, or 1024)")
     parser.add_argument("--sampler", choices=list(SAMPLERS), help="(default: the checkpoint's)")
     help = "names or numbers of the classes to sample, in turn (default: all)"
     parser.add_argument("--class", dest="classes", nargs="+", action="extend", metavar="CLASS", help=help)
     help = "more makes samples more clearly of their class, and less varied (default: sampling.guidance of the config)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=help)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    help = "the image to write (default: output/grid.png)"
-    parser.add_argument("--output", type=Path, default=Path("output/grid.png"), metavar="PNG", help=help)
+    grid_png = Path("output/grid.png")
+    parser.add_argument("--output", type=Path, default=grid_png, metavar="PNG", help=f"(default: {grid_png})")
     parser.add_compute_arguments()
     return parser.parse_args()
 
@@ -102,7 +100,7 @@ def draw(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> T
     (checkpoint, sampling), count = panel, arguments.num_samples
     config = checkpoint.config.model_copy(update=cli.overrides(arguments))
     batch_size = arguments.batch_size or config.sampling.batch_size
-    compute = Compute.choose(config, device, passes=FORWARD_PASSES * count * sampling.steps, training=False)
+    compute = Compute.choose(config, device, passes=PASSES["sampling"] * count * sampling.steps, training=False)
     model = compute.for_inference(checkpoint.model(device), batch_size)
     options = {"guidance": scale_of(checkpoint, arguments), "seed": arguments.seed, "device": device}
     options["classes"] = [checkpoint.class_number(name) for name in arguments.classes or ()]
@@ -144,8 +142,7 @@ def main() -> None:
     drawn: list[tuple[str, Tensor]] = []
     for panel in panels:
         start = time.perf_counter()
-        samples = draw(panel, arguments, device)
-        label = label_of(panel, panels, scale_of(panel[0], arguments))
+        samples, label = draw(panel, arguments, device), label_of(panel, panels, scale_of(panel[0], arguments))
         report = f"{label}: {len(samples)} samples in {time.perf_counter() - start:.1f} s"
         if drawn:
             report += f", {difference(panels[0][0], panel[0], (drawn[0][1], samples))}"

@@ -181,7 +181,7 @@ def distillation_loss(
     weighting: str,
     label: Tensor | None = None,
 ) -> Tensor:
-    """Algorithm 2 of the paper: the loss [B] of a student of `num_steps` (N) steps against its teacher's two half steps.
+    """Algorithm 2 of the paper: the loss [B] of a student of `num_steps` (N) steps, against two steps of its teacher.
 
     The images x in [-1, 1] are noised by eps to the times t = i/N, i in {1, ..., N} [B].
     """

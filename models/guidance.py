@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans 2022), and networks distilled to take the scale as an input (Meng et al. 2022).
+"""Classifier-free guidance (Ho & Salimans 2022), and networks that take the scale as an input (Meng et al. 2022).
 
 A class-conditional model that was also trained without labels can be extrapolated away from its unconditional
 prediction:

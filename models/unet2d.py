@@ -152,7 +152,7 @@ class UNet2D(nn.Module):
             return self.unet(z, timestep, vector, return_dict=False)[0].float()
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        """The weights of convolutions and attention (to_q, to_k, to_v, to_out.0), except the input and output layers."""
+        """The weights of convolutions and attention (to_q, to_k, ...), except the input and output layers."""
         layers = {name: layer for name, layer in self.unet.named_modules() if name not in ("conv_in", "conv_out")}
         attention = [layer for name, layer in layers.items() if isinstance(layer, nn.Linear) and ".to_" in name]
         convolutions = [layer for layer in layers.values() if isinstance(layer, nn.Conv2d)]

@@ -26,8 +26,8 @@ WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
 WORTH_ROUNDING = 1.5  # the least ratio of matrix rates, bfloat16 to float32, for `auto`; many processors have 4, or 1/2
 MATRIX_PRODUCTS = 7  # to time; the fastest counts
 
-FORWARD_PASSES, TRAINING_PASSES = 1, 3  # in forward passes of one image; a backward pass costs two
-DISTILLATION_PASSES = TRAINING_PASSES + 2 * FORWARD_PASSES
+# Forward passes that one image costs in a step, by section of the configuration; a backward pass costs two.
+PASSES = {"training": 3, "distillation": 5, "sampling": 1}
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -94,7 +94,7 @@ class Compute:
         """Precision and compilation as configured; for `auto`, the best on the device.
 
         Args:
-            passes: forward passes of one image in the whole run; see the constants ending in `_PASSES`.
+            passes: forward passes of one image in the whole run; see `PASSES`.
             training: whether the run trains, or samples.
             previous: `as_dict()` of an earlier process of the same run.
         """

@@ -21,7 +21,7 @@ def read_image(path: Path, num_channels: int, background: str = "white", at_leas
     Args:
         num_channels: 1 for grey, 3 for colour.
         background: the colour behind transparent pixels.
-        at_least: the required height and width; a larger JPEG may be decoded at a fraction of its size, which is faster.
+        at_least: the required height and width; a larger JPEG may be decoded at a fraction of its size, faster.
 
     Raises:
         BrokenImage: it is not an image, or damaged.

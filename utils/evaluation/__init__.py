@@ -1,1 +1,1 @@
-"""Quality: samples and their features (evaluation), metrics, the classifier, results.json (results), and the figures."""
+"""Quality: samples and their features (evaluation), metrics, the classifier, results.json, the table and figures."""

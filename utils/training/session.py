@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from utils.checkpoints.compute import DISTILLATION_PASSES, TRAINING_PASSES, Compute, choose_device
+from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.data.batches import ImageData
 from utils.data.datasets import load_data
 from utils.system import cli, distributed
@@ -36,7 +36,7 @@ class Session:
         self.is_distillation = stages[0].folder != folder
         if self.is_distillation and not self.restart:
             require_same_stages(folder, stages)
-        passes = DISTILLATION_PASSES if self.is_distillation else TRAINING_PASSES
+        passes = PASSES["distillation" if self.is_distillation else "training"]
         self.passes = passes * settings.batch_size * sum(stage.num_steps for stage in stages)
         self._data: ImageData | None = None
         self._compute = None  # of an earlier run: all students compute as the first one did

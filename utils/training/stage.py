@@ -63,7 +63,7 @@ class Stage:
         return seed_of(purpose, self.config.seed, self.num_sampling_steps, index=index)
 
     def initial_model(self, device: torch.device) -> Diffusion:
-        """The model before the first step: that of its parent, or one with random weights; only a teacher has dropout."""
+        """The model before the first step: its parent's, or one with random weights; only a teacher has dropout."""
         torch.manual_seed(self.config.seed)
         if self.parent is None:
             return build_model(self.config, device)

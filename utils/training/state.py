@@ -133,5 +133,5 @@ def _require_num_steps(path: Path, state: dict[str, Any], stage: Stage) -> None:
     else:
         advice = f"{there} finishes it, then it can get more; another --output_dir starts another run"
     raise InputError(
-        f"{path}: this run has {there} training steps ({taken} taken), but {stage.num_steps} are now requested; {advice}"
+        f"{path}: this run has {there} training steps ({taken} taken), and {stage.num_steps} are requested; {advice}"
     )
