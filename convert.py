@@ -22,7 +22,7 @@ from utils.checkpoints.checkpoint import (
     save_safetensors,
 )
 from utils.checkpoints.from_diffusers import read_pipeline, teacher_yaml
-from utils.checkpoints.safetensors_file import require_safetensors
+from utils.checkpoints.tensor_files import require_safetensors
 from utils.checkpoints.to_diffusers import require_exportable, write_pipeline
 from utils.checkpoints.to_onnx import write_onnx
 from utils.system import cli

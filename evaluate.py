@@ -23,7 +23,7 @@ from utils.config.reading import load_config
 from utils.config.schema import Config
 from utils.data.datasets import load_images, require_num_classes, require_same_classes, require_test_root
 from utils.data.images import ImageSet
-from utils.evaluation.evaluation import TRAINING_IMAGES, UNIFORM_NOISE, Candidate, Evaluation
+from utils.evaluation.evaluation import TRAINING_IMAGES, Candidate, Evaluation
 from utils.evaluation.figures import draw_figure, draw_trade_off, table
 from utils.evaluation.metrics import EXTRACTORS
 from utils.evaluation.results import Results
@@ -105,8 +105,8 @@ def load_both(config: Config, arguments: argparse.Namespace) -> tuple[ImageSet, 
 
 
 def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: list[Checkpoint]) -> list[Candidate]:
-    """The rows of the table: the floor, the ceiling, the teacher, the students."""
-    candidates = [TRAINING_IMAGES, UNIFORM_NOISE]
+    """The rows of the table: the floor, the teacher, the students."""
+    candidates = [TRAINING_IMAGES]
     for guidance in dict.fromkeys(arguments.guidance):
         is_first = guidance == arguments.guidance[0]
         rows = [

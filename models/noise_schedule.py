@@ -7,11 +7,12 @@ Time runs from t = 0 (data) to t = 1 (noise). At time t the noised image is
 Since alpha^2 + sigma^2 = 1, the pair is a point on the unit circle: alpha = cos(angle), sigma = sin(angle)
 with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). The rest of the code needs only the angle.
 
-Every schedule is an invertible function of continuous time, exact at every t. Times must be float64: in float32 the
+Every schedule is a function of continuous time, exact at every t. Times must be float64: in float32 the
 cosine of the angle near t = 1 is off by 1e-3.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -27,51 +28,48 @@ def angle_of(logsnr: Tensor) -> Tensor:
     return torch.atan(torch.exp(-logsnr / 2))
 
 
+class NoiseSchedule(ABC):
+    """logsnr and angle as functions of the time t in [0, 1]; tensors of any shape."""
+
+    @abstractmethod
+    def logsnr(self, t: Tensor) -> Tensor:
+        """The log signal-to-noise ratio at the times t, which falls from t = 0 to t = 1."""
+
+    def angle(self, t: Tensor) -> Tensor:
+        """The angle at the times t."""
+        return angle_of(self.logsnr(t))
+
+
 @dataclass(frozen=True)
-class CosineSchedule:
+class CosineSchedule(NoiseSchedule):
     """logsnr(t) = -2 log tan(a t + b): the angle is linear in time (paper, appendix B; Nichol & Dhariwal 2021)."""
 
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
 
     def angle(self, t: Tensor) -> Tensor:
-        """The angle a t + b at the times t in [0, 1], any shape."""
+        """The angle a t + b at the times t."""
         b = math.atan(math.exp(-self.logsnr_max / 2))
         a = math.atan(math.exp(-self.logsnr_min / 2)) - b
         return a * t + b
 
-    def logsnr(self, t: Tensor) -> Tensor:
-        """The log signal-to-noise ratio at the times t in [0, 1], any shape: from logsnr_max to logsnr_min."""
+    def logsnr(self, t: Tensor) -> Tensor:  # noqa: D102 (as above)
         return -2 * torch.log(torch.tan(self.angle(t)))
-
-    def time(self, logsnr: Tensor) -> Tensor:
-        """The time at which the log signal-to-noise ratio is this, any shape."""
-        begin, end = self.angle(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
-        return (angle_of(logsnr) - begin) / (end - begin)
 
 
 @dataclass(frozen=True)
-class LinearSchedule:
+class LinearSchedule(NoiseSchedule):
     """logsnr falls linearly in time, from logsnr_max to logsnr_min (Kingma et al. 2021, "Variational diffusion")."""
 
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
 
-    def angle(self, t: Tensor) -> Tensor:
-        """The angle at the times t in [0, 1], any shape."""
-        return angle_of(self.logsnr(t))
-
-    def logsnr(self, t: Tensor) -> Tensor:
-        """The log signal-to-noise ratio at the times t in [0, 1], any shape: from logsnr_max to logsnr_min."""
+    def logsnr(self, t: Tensor) -> Tensor:  # noqa: D102
         return self.logsnr_max + (self.logsnr_min - self.logsnr_max) * t
-
-    def time(self, logsnr: Tensor) -> Tensor:
-        """The time at which the log signal-to-noise ratio is this, any shape."""
-        return (logsnr - self.logsnr_max) / (self.logsnr_min - self.logsnr_max)
 
 
 @dataclass(frozen=True)
-class DiscreteSchedule:
+class DiscreteSchedule(NoiseSchedule):
     """A process of T timesteps (Ho et al. 2020), made continuous: logsnr is interpolated linearly between timesteps.
 
     Timestep k in {0, ..., T - 1} is the time (k + 1) / T, where logsnr is exact. From there to t = 0 the line through
@@ -91,12 +89,7 @@ class DiscreteSchedule:
         logsnr = (log_alpha_squared - torch.log(-torch.expm1(log_alpha_squared))).clamp(-LARGEST_LOGSNR, LARGEST_LOGSNR)
         return torch.cat([2 * logsnr[:1] - logsnr[1:2], logsnr])
 
-    def angle(self, t: Tensor) -> Tensor:
-        """The angle at the times t in [0, 1], any shape."""
-        return angle_of(self.logsnr(t))
-
-    def logsnr(self, t: Tensor) -> Tensor:
-        """The log signal-to-noise ratio at the times t in [0, 1], any shape."""
+    def logsnr(self, t: Tensor) -> Tensor:  # noqa: D102
         position = t * len(self.betas)
         before = position.floor().clamp(max=len(self.betas) - 1)
         index = before.long()
@@ -135,7 +128,7 @@ def rescale_zero_snr(betas: Tensor) -> Tensor:
     return _betas(torch.cat([torch.ones_like(alpha[:1]), alpha**2]))
 
 
-def betas_at(schedule: "NoiseSchedule", timesteps: int) -> Tensor:
+def betas_at(schedule: NoiseSchedule, timesteps: int) -> Tensor:
     """The betas of a discrete process that has the alpha of a schedule at each timestep, [timesteps] in float64."""
     alpha_squared = schedule.angle(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps).cos() ** 2
     alpha_squared[0] = 1
@@ -145,6 +138,3 @@ def betas_at(schedule: "NoiseSchedule", timesteps: int) -> Tensor:
 def _betas(alpha_squared: Tensor) -> Tensor:
     """alpha^2 at the times 0, 1/T, ..., 1, [T + 1], to betas [T]."""
     return 1 - alpha_squared[1:] / alpha_squared[:-1]
-
-
-NoiseSchedule = CosineSchedule | LinearSchedule | DiscreteSchedule

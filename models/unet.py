@@ -35,7 +35,7 @@ from models.noise_schedule import angle_of
 
 
 class UNetSettings(NetworkSettings):
-    """The keys of our U-Net in a configuration."""
+    """The keys of our U-Net, which configs/ddpm_32x32_v_continuous.yaml explains."""
 
     type: Literal["unet"] = "unet"
     features: Annotated[Size, Field(multiple_of=2)] = 128
@@ -69,10 +69,9 @@ class UNetSettings(NetworkSettings):
                     f"{size}x{size}"
                 )
 
-    def build(self, *, image_size: int, num_channels: int, takes_guidance: bool, dropout: float | None) -> "UNet":
+    def build(self, *, image_size: int, num_channels: int, takes_guidance: bool = False) -> "UNet":
         """The network with random weights."""
-        shape = {"image_size": image_size, "num_channels": num_channels, "takes_guidance": takes_guidance}
-        return UNet(**shape, **self.arguments(dropout))
+        return UNet(self, image_size=image_size, num_channels=num_channels, takes_guidance=takes_guidance)
 
 
 class AttentionBlock(nn.Module):
@@ -91,65 +90,32 @@ class AttentionBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """v(z, logsnr[, label]), or eps or x: whatever it is trained to predict.
+    """v(z, logsnr[, label]), or eps or x: whatever it is trained to predict. The attributes are those of `Network`.
 
-    Args:
-        image_size: height and width of the images; a multiple of patch_size * 2^(levels - 1).
-        num_channels: channels of the images.
-        features: channels at the first level; even.
-        multipliers: channels of each level, as multiples of `features`; each further level halves the image.
-        num_residual_blocks: residual blocks a level on the way down (one more on the way up).
-        attention_resolutions: sizes of the feature maps at which there is attention; always at the smallest.
-        num_heads: attention heads; must divide the channels there.
-        resample_blocks: whether residual blocks, not convolutions, halve and double the images between levels.
-        patch_size: side of the patches of pixels that are folded into channels: 2 makes a quarter of the work.
-        dropout: probability, in every residual block.
-        time_scale: the noise angle in [0, 1] times this enters the sinusoids, whose periods are long: with a scale of
-            1 the network is hardly conditioned on the time, and the loss hardly shows it. (The authors: 1000.)
-        num_classes: 0 for a network without classes.
-        takes_guidance: whether the guidance scale is an input as well: see models/guidance.py.
+    With `bfloat16`, the convolutions and the attention compute in it. Everything else is float32 in any case: the
+    weights, the embedding of the noise level, the norms' statistics, and the layers from the last norm on, where
+    rounding would remain visible in the sample.
 
-    Attributes:
-        bfloat16: whether the convolutions and the attention compute in bfloat16 (False until it is set). Everything
-            else is float32 in any case: the weights, the embedding of the noise level, the norms' statistics, and the
-            layers from the last norm on, where rounding would remain visible in the sample.
-        timesteps, first_example: see `Network`.
+    The sinusoids of the noise angle have long periods: with a `time_scale` of 1 the network is hardly conditioned on
+    the time, and the loss hardly shows it. (The authors' scale: 1000.)
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        num_channels: int,
-        features: int,
-        multipliers: list[int],
-        num_residual_blocks: int,
-        attention_resolutions: list[int],
-        num_heads: int = 1,
-        resample_blocks: bool = False,
-        patch_size: int = 1,
-        dropout: float = 0.0,
-        time_scale: float = 1000.0,
-        num_classes: int = 0,
-        takes_guidance: bool = False,
-    ):
+    def __init__(self, settings: UNetSettings, *, image_size: int, num_channels: int, takes_guidance: bool = False):
         super().__init__()
         self.bfloat16, self.timesteps = False, None
         self.first_example: int | Tensor = 0
-        self.features, self.patch_size, self.time_scale = features, patch_size, time_scale
-        self.num_classes = num_classes
+        features, multipliers, patch_size = settings.features, settings.multipliers, settings.patch_size
+        self.features, self.patch_size, self.time_scale = features, patch_size, settings.time_scale
+        self.num_classes, num_residual_blocks = settings.num_classes, settings.num_residual_blocks
         self.downsampling = patch_size * 2 ** (len(multipliers) - 1)
-        if image_size % self.downsampling:
-            raise ValueError(f"an image of {image_size} pixels is not divisible by {self.downsampling}")
-        embedding = 4 * features
+        embedding, dropout, num_heads = 4 * features, settings.dropout, settings.num_heads
         self.embed_time = nn.Sequential(nn.Linear(features, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
+        self.embed_label = nn.Embedding(self.num_classes, embedding) if self.num_classes else None
         self.embed_guidance = guidance_layers(features, embedding) if takes_guidance else None
 
         def block(in_channels: int, out_channels: int, size: int) -> AttentionBlock:
-            return AttentionBlock(
-                in_channels, out_channels, embedding, dropout, num_heads, size in attention_resolutions
-            )
+            attend = size in settings.attention_resolutions
+            return AttentionBlock(in_channels, out_channels, embedding, dropout, num_heads, attend)
 
         size, channels = image_size // patch_size, features
         self.conv_in = nn.Conv2d(num_channels * patch_size**2, channels, 3, padding=1)
@@ -159,7 +125,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.down.append(
                     ResidualBlock(channels, channels, embedding, dropout, "down")
-                    if resample_blocks
+                    if settings.resample_blocks
                     else nn.Conv2d(channels, channels, 3, stride=2, padding=1)
                 )
                 size //= 2
@@ -184,7 +150,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(
                     ResidualBlock(channels, channels, embedding, dropout, "up")
-                    if resample_blocks
+                    if settings.resample_blocks
                     else nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(channels, channels, 3, padding=1))
                 )
                 size *= 2
@@ -205,17 +171,7 @@ class UNet(nn.Module):
         return F.silu(embedding)
 
     def forward(self, z: Tensor, logsnr: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
-        """The network's prediction, in the shape of z.
-
-        Args:
-            z: [B, C, H, W].
-            logsnr: [B].
-            label: a class [B] in [0, num_classes), or `UNCONDITIONAL`, if the network has classes.
-            guidance: the guidance scale [B], if the network takes it.
-
-        Raises:
-            ValueError: the network cannot halve the size of z often enough, or a label or scale is missing.
-        """
+        """The prediction: see `Network`. Raises ValueError for a size of z that does not fit, or missing inputs."""
         if z.shape[2] % self.downsampling or z.shape[3] % self.downsampling:
             raise ValueError(f"an image of {z.shape[2]} x {z.shape[3]} is not divisible by {self.downsampling}")
         if (label is None) != (self.num_classes == 0):
@@ -250,16 +206,13 @@ class UNet(nn.Module):
     def muon_parameters(self) -> list[nn.Parameter]:
         """The weights of convolutions and attention, except the input and output layers.
 
-        Adam does as well on the linear layers through which noise level and class act on all others.
+        For the linear layers through which noise level and class act on all others, Adam is as good.
         """
         layers = [layer for name, layer in self.named_modules() if name not in ("conv_in", "conv_out")]
         return [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)]
 
     def for_inference(self) -> "UNet":
-        """The same network, in place, without dropout and gradients.
-
-        Layers that compute in bfloat16 keep their weights in it, which saves a cast at every call.
-        """
+        """See `Network`. Layers that compute in bfloat16 keep their weights in it, which saves a cast at every call."""
         self.eval().requires_grad_(False)
         if self.bfloat16:
             for part in (self.conv_in, self.down, self.middle, self.up):

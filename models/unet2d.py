@@ -1,7 +1,7 @@
 """A network of diffusers (https://github.com/huggingface/diffusers) in place of our U-Net: its class, not a copy."""
 
 from contextlib import nullcontext
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, PositiveFloat
@@ -17,10 +17,9 @@ NumTimesteps = Annotated[int, Field(ge=2, le=10_000)]
 
 
 class UNet2DSettings(NetworkSettings):
-    """The keys of a `UNet2DModel` of diffusers, with its own defaults.
+    """The keys of a `UNet2DModel`, with its own defaults; its `num_class_embeds` is `num_classes`.
 
-    The size and channels of its images are those of the data, its `num_class_embeds` is `num_classes`. It is
-    conditioned on the timestep, one of `num_train_timesteps`.
+    It is conditioned on the timestep, one of `num_train_timesteps`.
     """
 
     type: Literal["unet2d"]
@@ -41,7 +40,6 @@ class UNet2DSettings(NetworkSettings):
     downsample_padding: Annotated[int, Field(ge=0, le=1)] = 1
     downsample_type: Resampling = "conv"
     upsample_type: Resampling = "conv"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
     attention_head_dim: Size | None = 8
     norm_num_groups: Size = 32
@@ -68,81 +66,40 @@ class UNet2DSettings(NetworkSettings):
             raise ValueError(
                 f"network.attention_head_dim: {self.attention_head_dim} is more than {min(attention)} channels"
             )
-        if self.attn_norm_num_groups and channels[-1] % self.attn_norm_num_groups:
-            raise ValueError(
-                f"network.attn_norm_num_groups: {self.attn_norm_num_groups} does not divide {channels[-1]} channels"
-            )
-        for count in channels:
-            if count % self.norm_num_groups:
-                raise ValueError(
-                    f"network.norm_num_groups: {self.norm_num_groups} does not divide {count} of block_out_channels"
-                )
 
-    def build(self, *, image_size: int, num_channels: int, takes_guidance: bool, dropout: float | None) -> "UNet2D":
+    def build(self, *, image_size: int, num_channels: int, takes_guidance: bool = False) -> "UNet2D":
         """The network with random weights."""
-        shape = {"image_size": image_size, "num_channels": num_channels, "takes_guidance": takes_guidance}
-        return UNet2D(**shape, **self.arguments(dropout))
+        return UNet2D(self, image_size=image_size, num_channels=num_channels, takes_guidance=takes_guidance)
 
 
 class UNet2D(nn.Module):
-    """v(z, timestep[, label]), or eps or x, by a `UNet2DModel`.
+    """v(z, timestep[, label]), or eps or x, by a `UNet2DModel`. The attributes are those of `Network`.
 
     The class and the guidance scale are embedded here, as in our U-Net, and their sum takes the place of the class
-    embedding of a `UNet2DModel`. So the unconditional embedding is zero.
-
-    Args:
-        image_size, num_channels: height and width, and channels, of the images.
-        num_train_timesteps: of the discrete process that it is conditioned on.
-        num_classes: 0 for a network without classes.
-        takes_guidance: whether the guidance scale is an input as well: see models/guidance.py.
-        settings: the keys of `UNet2DModel`, except those that follow from the others.
-
-    Attributes:
-        bfloat16: whether it computes in bfloat16 where PyTorch's autocast does (False until it is set).
-        timesteps, first_example: see `Network`; its dropout ignores the latter.
-
-    Raises:
-        ImportError: diffusers is not installed.
-        ValueError: diffusers refuses the settings.
+    embedding of a `UNet2DModel`. So the unconditional embedding is zero. Its dropout ignores `first_example`.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        num_channels: int,
-        num_train_timesteps: int = 1000,
-        num_classes: int = 0,
-        takes_guidance: bool = False,
-        **settings: Any,
-    ):
+    def __init__(self, settings: UNet2DSettings, *, image_size: int, num_channels: int, takes_guidance: bool = False):
         from diffusers import UNet2DModel  # optional, and takes seconds
 
         super().__init__()
-        self.bfloat16, self.timesteps, self.first_example = False, num_train_timesteps, 0
-        self.num_classes = num_classes
+        self.bfloat16, self.timesteps, self.first_example = False, settings.num_train_timesteps, 0
+        self.num_classes = num_classes = settings.num_classes
         self.unet = UNet2DModel(
             sample_size=image_size,
             in_channels=num_channels,
             out_channels=num_channels,
             class_embed_type="identity" if num_classes else None,  # adds the given vector
-            **settings,
+            **settings.model_dump(exclude={"type", "num_classes", "num_train_timesteps"}),
         )
-        self.features, embedding = settings["block_out_channels"][0], self.unet.time_embedding.linear_2.out_features
+        self.features, embedding = settings.block_out_channels[0], self.unet.time_embedding.linear_2.out_features
         self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
         self.embed_guidance = guidance_layers(self.features, embedding) if takes_guidance else None
 
     def forward(
         self, z: Tensor, timestep: Tensor, label: Tensor | None = None, guidance: Tensor | None = None
     ) -> Tensor:
-        """The network's prediction, in the shape of z.
-
-        Args:
-            z: [B, C, H, W].
-            timestep: [B], on the network's own scale; not necessarily an integer.
-            label: a class [B] in [0, num_classes), or `UNCONDITIONAL`, if the network has classes.
-            guidance: the guidance scale [B], if the network takes it.
-        """
+        """The prediction: see `Network`. The timestep is not necessarily an integer."""
         vector = None
         if self.embed_label is not None:
             vector = embed_label(self.embed_label, label)
@@ -159,5 +116,5 @@ class UNet2D(nn.Module):
         return [layer.weight for layer in convolutions + attention]
 
     def for_inference(self) -> "UNet2D":
-        """The same network, in place, without dropout and gradients."""
+        """See `Network`."""
         return self.eval().requires_grad_(False)

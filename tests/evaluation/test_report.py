@@ -3,7 +3,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
-
 from utils.evaluation.candidate import TRAINING_IMAGES, Candidate
 from utils.evaluation.report import draw_figure, draw_trade_off
 

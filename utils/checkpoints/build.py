@@ -17,19 +17,18 @@ def build_model(
     prediction: Prediction | None = None,
     takes_guidance: bool = False,
 ) -> Diffusion:
-    """A model with the architecture of a configuration and random weights.
+    """A model with the architecture of a configuration and random weights; arguments override the configuration.
 
-    `dropout` and `prediction` override the configuration.
-
-    Raises:
-        InputError: its network is from diffusers, which is not installed or refuses the settings.
+    Raises InputError if its network is from diffusers, which is not installed or refuses the settings.
     """
-    data, diffusion = config.data, config.diffusion
+    data, diffusion, settings = config.data, config.diffusion, config.network
+    if dropout is not None:
+        settings = settings.model_copy(update={"dropout": dropout})
     shape = {"image_size": data.image_size, "num_channels": data.num_channels}
     # The weights are drawn on the CPU, so they are the same on every device; the meta device has none.
     with device if device.type == "meta" else nullcontext():
         try:
-            network = config.network.build(**shape, takes_guidance=takes_guidance, dropout=dropout)
+            network = settings.build(**shape, takes_guidance=takes_guidance)
         except ImportError as error:
             raise InputError("network.type: unet2d is a network of diffusers: pip install diffusers") from error
         except ValueError as error:

@@ -15,17 +15,9 @@ from models.diffusion import Diffusion, Prediction
 from models.guidance import evaluations_per_step
 from models.samplers import SAMPLERS
 from utils.checkpoints.build import build_model
-from utils.checkpoints.safetensors_file import read_safetensors
-from utils.checkpoints.torch_file import read_torch_file, require_like
+from utils.checkpoints.tensor_files import read_safetensors, read_torch_file, require_like
 from utils.config.reading import differences, explain
-from utils.config.schema import (
-    LARGEST_SCALE,
-    Config,
-    NonNegativeInt,
-    SamplerSettings,
-    ScaleRange,
-    Section,
-)
+from utils.config.schema import LARGEST_SCALE, Config, NonNegativeInt, SamplerSettings, ScaleRange, Section
 from utils.system.errors import InputError, first_of
 from utils.system.files import exists, find_files, sha256, write_atomically
 
@@ -45,8 +37,8 @@ class Metadata(Section):
     """The contents of a checkpoint besides its path and weights.
 
     Attributes:
-        kind: a teacher was trained on images; a converted model has learned to predict something else, or to take the
-            guidance scale, from its teacher; a student was distilled for `sampling.steps` steps.
+        kind: a teacher was trained on images; a converted model has learned from its teacher to predict something else,
+            or to take the guidance scale; a student was distilled for `sampling.steps` steps.
         sampling: how it is sampled by default.
         prediction: whether its network predicts v, eps or x.
         guidance: the range of guidance scales that its network takes as an input, None if it takes none.
@@ -125,11 +117,9 @@ class Checkpoint(Metadata):
             return self.class_names.index(name)
         if name.isascii() and name.isdigit() and int(name) < len(self.class_names):
             return int(name)
-        close = difflib.get_close_matches(name, self.class_names, n=1)
+        close = [f"did you mean {other}?" for other in difflib.get_close_matches(name, self.class_names, n=1)]
         known = f"its classes are {first_of(self.class_names)}" if self.class_names else "it is unconditional"
-        raise InputError(
-            f"class {name}: {self.path} has no such class; {f'did you mean {close[0]}?' if close else known}"
-        )
+        raise InputError(f"class {name}: {self.path} has no such class; {[*close, known][0]}")
 
     def require_same_model(self, config: Config, config_name: str) -> None:
         """Raises InputError if its weights would mean something else under the configuration."""
@@ -170,17 +160,16 @@ class Checkpoint(Metadata):
         """Raises InputError if the model cannot be sampled with a guidance scale."""
         if not 0 <= scale <= LARGEST_SCALE:
             raise InputError(f"guidance {scale:g}: should be from 0 to {LARGEST_SCALE}")
-        if self.nearest_guidance(scale) == scale:
-            return
         if self.guidance:
-            why = f"was distilled for scales from {self.guidance[0]:g} to {self.guidance[1]:g}"
+            why = "was distilled for scales from {:g} to {:g}".format(*self.guidance)
         elif self.config.network.num_classes == 0:
             why = "is unconditional (network.num_classes), so only 1 is possible"
         elif self.kind != "teacher":
             why = "was distilled without guidance (distillation.guidance), so only 1 is possible"
         else:
             why = "was not trained without labels (training.class_dropout), so only 1 is possible"
-        raise InputError(f"guidance {scale:g}: {self.path} {why}")
+        if self.nearest_guidance(scale) != scale:
+            raise InputError(f"guidance {scale:g}: {self.path} {why}")
 
 
 def _meaning_of_weights(config: Config) -> dict[str, Any]:
@@ -212,8 +201,7 @@ def save_safetensors(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `diffusion-<step>.pt`, or a safetensors file.
 
-    Raises:
-        InputError: the file is missing, truncated, not a checkpoint, of another format version, or inconsistent.
+    Raises InputError if it is missing, truncated, not a checkpoint, of another format version, or inconsistent.
     """
     path = Path(path)
     if not exists(path) and (others := find_files(path.parent, "diffusion-*.pt")):
@@ -234,12 +222,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the last step in a run's folder, None if there is none."""
-    return max(find_files(folder, "diffusion-*.pt"), key=_step_of, default=None)
-
-
-def _step_of(path: Path) -> int:
-    step = path.stem.removeprefix("diffusion-")
-    return int(step) if step.isascii() and step.isdigit() else -1
+    steps = {path.stem.removeprefix("diffusion-"): path for path in find_files(folder, "diffusion-*.pt")}
+    return max(((int(step), path) for step, path in steps.items() if step.isdecimal()), default=(0, None))[1]
 
 
 def _read_torch_file(path: Path) -> tuple[Metadata, dict[str, Tensor]]:

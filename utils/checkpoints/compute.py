@@ -22,9 +22,7 @@ from utils.system.errors import InputError
 # (docs/experiments.md). It pays only for more floating-point operations than this.
 WORTH_COMPILING_PER_CPU_THREAD = 1e14
 WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
-
 WORTH_ROUNDING = 1.5  # the least ratio of matrix rates, bfloat16 to float32, for `auto`; many processors have 4, or 1/2
-MATRIX_PRODUCTS = 7  # to time; the fastest counts
 
 # Forward passes that one image costs in a step, by section of the configuration; a backward pass costs two.
 PASSES = {"training": 3, "distillation": 5, "sampling": 1}
@@ -33,8 +31,7 @@ PASSES = {"training": 3, "distillation": 5, "sampling": 1}
 def choose_device(name: str | None) -> torch.device:
     """The device of that name, by default the GPU if there is one; each process on a machine has its own GPU.
 
-    Raises:
-        InputError: there is no such device, or the machine has fewer GPUs than processes.
+    Raises InputError if there is no such device, or the machine has fewer GPUs than processes.
     """
     many = distributed.world_size() > 1
     try:
@@ -93,10 +90,8 @@ class Compute:
     ) -> "Compute":
         """Precision and compilation as configured; for `auto`, the best on the device.
 
-        Args:
-            passes: forward passes of one image in the whole run; see `PASSES`.
-            training: whether the run trains, or samples.
-            previous: `as_dict()` of an earlier process of the same run.
+        `passes` are the forward passes of one image in the whole run (see `PASSES`), which trains or samples;
+        `previous` is `as_dict()` of an earlier process of the same run.
         """
         if device.type == "cuda":  # fp32 means float32, not the shorter TF32, PyTorch's default for convolutions
             torch.set_float32_matmul_precision("highest")
@@ -166,27 +161,16 @@ def gains_by_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products in bfloat16, and they are fast; on a CPU that is measured."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        rates = matrix_rates(512)  # takes some hundredths of a second
-        return rates.get(torch.bfloat16, 0.0) > WORTH_ROUNDING * rates[torch.float32]
-    return False
-
-
-def matrix_rates(size: int) -> dict[torch.dtype, float]:
-    """The rates at which this processor multiplies square matrices, in floating-point operations a second.
-
-    In float32, and in bfloat16 if it has instructions for it; without them it may take a thousand times as long.
-    """
-    able = torch.cpu.get_capabilities()
-    native = any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    best = dict.fromkeys([torch.float32, torch.bfloat16] if native else [torch.float32], math.inf)
-    for _ in range(MATRIX_PRODUCTS):  # in turn, so that other load affects both equally
-        for dtype in best:
-            matrix = torch.ones(size, size, dtype=dtype)
-            start = time.perf_counter()
-            matrix @ matrix
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return {dtype: 2 * size**3 / seconds for dtype, seconds in best.items()}
+    able = torch.cpu.get_capabilities()  # without such instructions a product may take a thousand times as long
+    if device.type != "cpu" or not any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+        return False
+    seconds = dict.fromkeys([torch.float32, torch.bfloat16], math.inf)
+    for dtype in 7 * list(seconds):  # in turn, so that other load affects both equally; the fastest counts
+        matrix = torch.ones(512, 512, dtype=dtype)
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
+    return seconds[torch.float32] > WORTH_ROUNDING * seconds[torch.bfloat16]
 
 
 def is_worth_compiling(flop: float, device: torch.device, training: bool) -> bool:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from models.unet2d import UNet2DSettings
 from utils.checkpoints.build import build_model
-from utils.checkpoints.safetensors_file import read_safetensors
-from utils.checkpoints.torch_file import require_like
+from utils.checkpoints.tensor_files import read_safetensors, require_like
 from utils.config.reading import explain
 from utils.config.schema import Betas, Config
 from utils.system.errors import InputError
@@ -42,65 +41,50 @@ SAMPLER_KEYS = {
 }
 
 
-TEMPLATE = """# Converted from {source}: the model, and how to distill it.
+YAML_HEAD = """# Converted from {source}. Fill in `data`: what the teacher was trained on.
 #
 #     python distill.py --config_path {path} \\
 #       --teacher_model_checkpoint {checkpoint} --initial_sampling_steps 32 --distillation_iterations 3
 #
-# Fill in `data`. `network` and `diffusion` are the teacher's, and must not be changed. The settings of `distillation`
-# are a starting point; configs/ddpm_32x32_v_continuous.yaml explains every key.
+# `network` and `diffusion` are the teacher's, and must not be changed; `distillation` is a starting point: with
+# prediction v, since eps is of no use in few steps. configs/ddpm_32x32_v_continuous.yaml explains every key.
 
-data:
-  name: folder                 # its training images: a folder of images, MNIST, FashionMNIST or CIFAR10
-  root: data/pictures          # where they are
-  random_flip: false           # whether it was trained on mirrored images, too
-  image_size: {image_size}
-  num_channels: {num_channels}
-
-{model}
-distillation:
-  prediction: v                # what the students predict; eps is of no use in few steps
-  num_conversion_steps: 1200   # in which the first student learns to predict v, with the teacher's own loss weighting
-  conversion_learning_rate: 1e-3
-  num_training_steps_per_iteration: {{default: 100, 16: 200, 8: 600, 4: 600, 2: 600, 1: 1000}}
-  learning_rate: {{default: 2e-4, 16: 4e-4, 8: 4e-4, 4: 4e-4, 2: 4e-4, 1: 4e-4}}
-  batch_size: 32
-  loss_weighting: v_mse
-  adam_beta2: 0.95
-  gradient_clipping: 1.0
-  ema_decay: 0.0
-  save_and_sample_every_n: 600
-
-sampling:
-  sampling_steps: 50
 """
+DISTILLATION = {
+    "prediction": "v",
+    "num_conversion_steps": 1200,
+    "conversion_learning_rate": 1e-3,
+    "num_training_steps_per_iteration": {"default": 100, 16: 200, 8: 600, 4: 600, 2: 600, 1: 1000},
+    "batch_size": 32,
+    "learning_rate": {"default": 2e-4, 16: 4e-4, 8: 4e-4, 4: 4e-4, 2: 4e-4, 1: 4e-4},
+    "adam_beta2": 0.95,
+    "ema_decay": 0.0,
+    "save_and_sample_every_n": 600,
+}
 
 
 def teacher_yaml(config: Config, *, source: Path, checkpoint: Path, path: Path) -> str:
-    """The text of the YAML for a converted teacher, to be completed."""
+    """The text of the YAML of a converted teacher, to be completed."""
     sections = {
+        "data": {"name": "folder", "root": "data/pictures", "random_flip": False},
         "network": config.network.model_dump(),
         "diffusion": config.diffusion.model_dump(exclude={"logsnr_min", "logsnr_max"}),
         "training": config.training.model_dump(include={"class_dropout", "loss_weighting"}),
+        "distillation": DISTILLATION,
+        "sampling": {"sampling_steps": 50},
     }
-    model = "\n".join(
-        yaml.safe_dump({name: content}, sort_keys=False, default_flow_style=None, width=100)
-        for name, content in sections.items()
-    )
-    shape = config.data.model_dump(include={"image_size", "num_channels"})
+    sections["data"] |= config.data.model_dump(include={"image_size", "num_channels"})
     paths = {"source": source, "checkpoint": checkpoint, "path": path}
-    paths = {name: " ".join(str(path).split()) for name, path in paths.items()}  # a comment is one line
-    return TEMPLATE.format(**paths, model=model, **shape)
+    head = YAML_HEAD.format(**{name: " ".join(str(path).split()) for name, path in paths.items()})  # one line each
+    options = {"sort_keys": False, "default_flow_style": None, "width": 100}
+    return head + "\n".join(yaml.safe_dump({name: content}, **options) for name, content in sections.items())
 
 
 def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Config, dict[str, Tensor]]:
     """A model as a configuration, complete except for the data and the distillation, and weights.
 
-    Args:
-        last_class_is_none: whether the last class of the network is the unconditional one, which guidance needs.
-
-    Raises:
-        InputError: the folder contains something else, or something that this project does not support.
+    With `last_class_is_none`, the last class of the network is the unconditional one, which guidance needs. Raises
+    InputError if the folder contains something else, or something that this project does not support.
     """
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: not a folder of a diffusers pipeline: there is no model_index.json in it")

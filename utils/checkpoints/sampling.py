@@ -40,11 +40,8 @@ def draw_batch(
     """The samples of the given indices as one batch, [B, C, H, W] in [-1, 1].
 
     A sample depends on its index, the seed and the sampler's settings, not on its batch. A class-conditional model
-    cycles through `classes`; by default, sample i is of class i modulo their number. `guidance` is the guidance scale.
-    `tick()` is called at each network evaluation.
-
-    Raises:
-        InputError: there is no such sampler.
+    cycles through `classes`; by default, sample i is of class i modulo their number. `tick()` is called at each network
+    evaluation. Raises InputError for an unknown sampler.
     """
     if sampling.sampler not in SAMPLERS:
         raise InputError(f"sampler {sampling.sampler}: should be {' or '.join(SAMPLERS)}")
@@ -85,8 +82,7 @@ def draw_samples(
 ) -> Tensor:
     """The first `count` samples as one [N, C, H, W] on the CPU of every rank, with a progress bar.
 
-    `check()` is called at each network evaluation; it may raise. `batch_size` is the configuration's by default. The
-    other arguments are those of `draw_batch`.
+    `check()` is called at each network evaluation; it may raise. The other arguments are those of `draw_batch`.
     """
     batch_size = batch_size or config.sampling.batch_size
     evaluations = evaluations_per_step(guidance, takes_guidance=model.takes_guidance)

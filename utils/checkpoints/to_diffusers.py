@@ -34,33 +34,26 @@ datasets: [] # fill in
 The scheduler belongs to the model: its own betas, trailing timesteps, no clipping. With another scheduler, or another
 number of steps, the samples get worse.
 
-- Images: {size} x {size}, {channels}{classes}
-- Data: *fill in*
-- Licence: *fill in*
+- Images: {size} x {size}, {colours}{classes}
+- Data and licence: *fill in*
 """
 UNCONDITIONAL = """    from diffusers import DDIMPipeline
 
-    pipeline = DDIMPipeline.from_pretrained("FOLDER")
-    images = pipeline(batch_size=16, num_inference_steps={steps}).images"""
+    images = DDIMPipeline.from_pretrained("FOLDER")(batch_size=16, num_inference_steps={steps}).images"""
 CONDITIONAL = """    import torch
     from diffusers import DDIMPipeline
 
     pipeline = DDIMPipeline.from_pretrained("FOLDER")  # its own call has no classes
-    unet, scheduler = pipeline.unet, pipeline.scheduler
     z, label = torch.randn(16, {channels}, {size}, {size}), torch.arange(16) % {num_classes}
-    scheduler.set_timesteps({steps})
+    pipeline.scheduler.set_timesteps({steps})
     with torch.no_grad():
-        for timestep in scheduler.timesteps:
-            z = scheduler.step(unet(z, timestep, label).sample, timestep, z).prev_sample
+        for timestep in pipeline.scheduler.timesteps:
+            z = pipeline.scheduler.step(pipeline.unet(z, timestep, label).sample, timestep, z).prev_sample
     images = pipeline.numpy_to_pil((z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())"""
 
 
 def require_exportable(checkpoint: Checkpoint) -> int:
-    """The number of steps of an exported model.
-
-    Raises:
-        InputError: its network is not from diffusers, or its steps are not timesteps of the network.
-    """
+    """The number of steps of an exported model. Raises InputError if diffusers cannot run it, or not in these steps."""
     network, steps = checkpoint.config.network, checkpoint.sampling.steps
     if network.type != "unet2d":
         raise InputError(
@@ -77,11 +70,7 @@ def require_exportable(checkpoint: Checkpoint) -> int:
 
 
 def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
-    """Writes the folder, completely or not at all; a model that takes the guidance scale gets this one built in.
-
-    Raises:
-        InputError: see `require_exportable`; or the folder exists.
-    """
+    """Writes the folder, completely or not at all; a model that takes the guidance scale gets this one built in."""
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     from safetensors import SafetensorError
 
@@ -144,12 +133,12 @@ def _class_vectors(checkpoint: Checkpoint, model: Diffusion, scale: float) -> Te
 
 def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
     """The text of the folder's README.md."""
-    config, names = checkpoint.config, checkpoint.class_names
+    data, names = checkpoint.config.data, checkpoint.class_names
     made_for = f"Samples in {steps} steps" if checkpoint.kind == "student" else "A model that is not distilled"
     if checkpoint.guidance:
         made_for += f", with a guidance scale of {scale:g} built in"
-    shape = {"size": config.data.image_size, "channels": config.data.num_channels}
-    code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape, steps=steps, num_classes=len(names))
-    shape["channels"] = {1: "grey", 3: "colour"}[config.data.num_channels]
+    shape = {"size": data.image_size, "channels": data.num_channels, "num_classes": len(names), "steps": steps}
+    code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape)
     classes = f"\n- Classes, in order: {', '.join(names)}" if names else ""
-    return CARD.format(title=title, made_for=made_for, code=code, classes=classes, **shape)
+    colours = "grey" if data.num_channels == 1 else "colour"
+    return CARD.format(title=title, made_for=made_for, code=code, classes=classes, colours=colours, **shape)

@@ -34,10 +34,7 @@ def write_onnx(checkpoint: Checkpoint, path: Path) -> None:
 
     Its inputs are z [B, C, H, W], logsnr [B] and, if the model has them, label [B] (int64) and guidance [B]; its output
     is v. Its metadata contain, as JSON, `sampling_steps`, the list `logsnr` at the beginning of each step,
-    `class_names`, the range `guidance`, and the `schedule`.
-
-    Raises:
-        InputError: a library is missing, or the file cannot be written.
+    `class_names`, the range `guidance`, and the `schedule`. Raises InputError if a library is missing.
     """
     try:
         import onnx  # noqa: F401

@@ -1,5 +1,1 @@
-"""Training and test images.
-
-Reading the data sets (datasets), images and their classes (images), shuffled batches (batches); folders of image files:
-their contents (folder), one file (image_file), and a whole folder prepared once (prepared).
-"""
+"""Training and test images: data sets, sets and batches (images), folders, and their preparation (prepared)."""

@@ -9,47 +9,36 @@ from torch import Tensor
 
 from utils.config.schema import TORCHVISION, Config
 from utils.config.schema import Data as DataSettings
-from utils.data.batches import ImageData
 from utils.data.folder import MOST_NAMES
-from utils.data.images import ImageSet, fit
+from utils.data.images import ImageData, ImageSet, content_hash, fit
 from utils.data.prepared import load_folder
 from utils.system.distributed import all_gather, rank_zero_first
-from utils.system.errors import InputError, first_of
+from utils.system.errors import InputError, counted, first_of
 from utils.system.files import remove_if_empty
 
 
 def load_data(config: Config, device: torch.device) -> ImageData:
     """The training images that a configuration names, in its size and channels, with classes if it has classes.
 
-    Raises:
-        InputError: the data are missing and cannot be downloaded, or do not have the configured number of classes.
+    Raises InputError if they are missing and cannot be downloaded, or do not have the configured number of classes.
     """
     settings = config.data
     data = load_images(settings, accept=partial(require_num_classes, config=config))
     if len(set(all_gather(data.hash))) > 1:
         raise InputError("data.root: the processes have different images; all machines need the same files")
-    return ImageData(
-        data,
-        with_classes=config.network.num_classes > 0,
-        seed=config.seed,
-        random_flip=settings.random_flip,
-        saturation_margin=settings.saturation_margin,
-        device=device,
-    )
+    options = {"random_flip": settings.random_flip, "saturation_margin": settings.saturation_margin}
+    return ImageData(data, with_classes=config.network.num_classes > 0, seed=config.seed, device=device, **options)
 
 
 def require_num_classes(class_names: Sequence[str], config: Config) -> None:
     """Raises InputError if the network is class-conditional with another number of classes than the data."""
     num_classes, found = config.network.num_classes, len(class_names)
-    if num_classes == 1 >= found:
-        raise InputError("network.num_classes: 1, but one class is no condition; it should be 0")
-    if num_classes and found != num_classes:
+    if num_classes and (found != num_classes or found == 1):
         name = config.data.root if config.data.name == "folder" else config.data.name
-        what, right = f"{found} classes", f"{found}, or 0 for an unconditional network"
-        if found <= 1:
-            what = "one subfolder with images" if found else "no classes: no subfolders, or images beside them"
-            right = "0, an unconditional network"
-        raise InputError(f"network.num_classes: {num_classes}, but {name} has {what}; it should be {right}")
+        right = f"{found}, or 0 for an unconditional network" if found > 1 else "0, an unconditional network"
+        hint = "" if found > 1 else ": no subfolders, or images beside them" if found == 0 else ": one subfolder"
+        found = counted(found, "class", "es") + hint
+        raise InputError(f"network.num_classes: {num_classes}, but {name} has {found}; it should be {right}")
 
 
 @rank_zero_first
@@ -58,21 +47,20 @@ def load_images(
 ) -> ImageSet:
     """The training or test images of a data set, in its size and channels, and their classes.
 
-    `accept` is called with the class names before a folder is prepared; it may raise.
-
-    Raises:
-        InputError: they are missing and cannot be downloaded, or a folder has no test images.
+    `accept` is called with the class names before a folder is prepared; it may raise. Raises InputError if they are
+    missing and cannot be downloaded, or a folder has no test images.
     """
     root = Path(settings.root).expanduser()
     if settings.name != "folder":
         images, labels, class_names = _read_torchvision(settings.name, root, test)
         if accept:
             accept(class_names)
-        return ImageSet.in_memory(fit(images, settings.image_size, settings.num_channels), labels, class_names)
+        images = fit(images, settings.image_size, settings.num_channels)
+        return ImageSet(images, labels, class_names, content_hash(images, labels))
     if test:
         require_test_root(settings)
-        return load_folder(Path(settings.test_root).expanduser(), "data.test_root", settings, accept)
-    return load_folder(root, "data.root", settings, accept)
+        root = Path(settings.test_root).expanduser()
+    return load_folder(root, "data.test_root" if test else "data.root", settings, accept)
 
 
 def require_test_root(settings: DataSettings) -> None:

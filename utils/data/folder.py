@@ -1,14 +1,17 @@
-"""The image files in a folder; its subfolders are the classes."""
+"""The image files in a folder, whose subfolders are the classes, and reading one of any format as a tensor."""
 
 import os
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from utils.system.errors import InputError
 
@@ -54,10 +57,7 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     """All image files below a folder, sorted by class and name; prints what else is there.
 
     Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) are ignored. Links to folders, and out of the folder, are
-    not followed.
-
-    Raises:
-        InputError: there is no such folder, or no image in it; `key` is its name in the configuration.
+    not followed. Raises InputError if there is no such folder, or no image in it; `key` is its configuration key.
     """
     if not root.is_dir():
         raise InputError(f"{key}: {root.absolute()}: no such folder")
@@ -65,7 +65,8 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     try:
         for entry, class_name in _visible_files(str(root)):
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_symlink() and not _is_link_within(root, entry):
+            target = Path(os.path.realpath(entry.path))
+            if entry.is_symlink() and not (target.is_file() and target.is_relative_to(os.path.realpath(root))):
                 others["links"] += 1
             elif suffix in image_formats() and entry.is_file():
                 stat = entry.stat()
@@ -104,6 +105,44 @@ def _visible_files(root: str) -> Iterator[tuple[os.DirEntry, str]]:
                     yield entry, folder
 
 
-def _is_link_within(root: Path, link: os.DirEntry) -> bool:
-    target = Path(os.path.realpath(link.path))
-    return target.is_file() and target.is_relative_to(os.path.realpath(root))
+class BrokenImage(InputError):  # noqa: N818 (the message explains it)
+    """A file that cannot be read as an image, now or later."""
+
+
+def read_image(path: Path, num_channels: int, background: str = "white", at_least: int | None = None) -> Tensor:
+    """An image as uint8 [C, H, W]: upright, its first frame, 16 bits scaled to 8; transparent pixels show `background`.
+
+    `num_channels` is 1 for grey, 3 for colour. A JPEG much larger than `at_least` pixels, the required height and
+    width, may be decoded at a fraction of its size, which is faster. Raises BrokenImage, or InputError if it cannot be
+    read now.
+    """
+    shown = printable(str(path))
+    try:
+        with warnings.catch_warnings():
+            # Large, but smaller than the size that Pillow refuses
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=sorted(set(image_formats().values()))) as file:
+                if at_least:
+                    file.draft(None, (at_least, at_least))
+                image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
+            # 16 bits, which Pillow would clip at 255
+            image = Image.fromarray((pil_to_tensor(image.convert("I"))[0] // 257).byte().numpy())
+        if image.mode in ("I", "F"):
+            raise BrokenImage(f"{shown}: has 32 bits per pixel, so its white is unknown")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+        return pil_to_tensor(image.convert("L" if num_channels == 1 else "RGB"))
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BrokenImage(f"{shown}: too large: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BrokenImage(f"{shown}: not a readable image, whatever its name; remove or replace it") from error
+    except OSError as error:
+        if error.strerror:
+            raise InputError(f"{shown}: cannot be read: {error.strerror}") from error
+        raise BrokenImage(f"{shown}: cannot be read: damaged: {error}") from error
+    except Exception as error:  # any failure of the decoder means a broken file
+        raise BrokenImage(f"{shown}: not a readable image: {error}") from error

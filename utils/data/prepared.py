@@ -29,8 +29,7 @@ from tqdm import tqdm
 
 from utils.config.schema import Count, Section
 from utils.config.schema import Data as DataSettings
-from utils.data.folder import ImageFile, class_names_of, find_images, printable
-from utils.data.image_file import BrokenImage, read_image
+from utils.data.folder import BrokenImage, ImageFile, class_names_of, find_images, printable, read_image
 from utils.data.images import ImageSet, content_hash, fit
 from utils.system.errors import InputError, counted, first_of
 from utils.system.files import CACHE, delete_files, locked, read_if_there, write_atomically
@@ -42,14 +41,7 @@ MOST_MESSAGES = 5  # about broken files
 
 
 class Index(Section):
-    """The index of prepared images.
-
-    Attributes:
-        identity: the name of the folder, the settings and the files.
-        counts: the number of images of each class, in the order of the images.
-        broken: a message for each broken file.
-        hash: of the images and their classes, see `content_hash`.
-    """
+    """The index of prepared images: what they were made from, how many each class has, messages, and their hash."""
 
     identity: str
     counts: list[Count]
@@ -82,8 +74,9 @@ class Folder(Dataset):
 
     def prefix(self) -> str:
         """The beginning of its name in the cache: that of the folder and the settings, not of its files."""
-        what = (VERSION, str(self.root.resolve()), self.shape(0), self.settings.background)
-        return f"{printable(self.root.resolve().name)[:40]}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
+        root = self.root.resolve()
+        what = (VERSION, str(root), self.shape(0), self.settings.background)
+        return f"{printable(root.name)[:40]}-{hashlib.sha256(repr(what).encode()).hexdigest()[:8]}"
 
     def identity(self) -> str:
         """Its name in the cache, which changes if any file changes."""
@@ -98,19 +91,14 @@ def load_folder(
 ) -> ImageSet:
     """The images below a folder, in the size and channels of the settings; prepared now, if they are not already.
 
-    Args:
-        key: the name of the folder in the configuration, for messages.
-        accept: is called with the class names before anything is prepared; it may raise.
-
-    Raises:
-        InputError: there are no images, too many are broken, or the disk is full.
+    `key` is its configuration key. `accept` is called with the class names before anything is prepared; it may raise.
+    Raises InputError if there are no images, too many are broken, or the disk is full.
     """
     folder = Folder(root, find_images(root, key), settings)
     class_names = class_names_of(folder.files)
     if accept:
         accept(class_names)
-    identity = folder.identity()
-    path = CACHE / f"{identity}.uint8"
+    path = CACHE / f"{folder.identity()}.uint8"
     index = _read_index(path, folder)
     if index is None:
         with locked(CACHE, wait=True):
@@ -142,7 +130,8 @@ def _prepare(path: Path, folder: Folder) -> Index:
     counts, broken = dict.fromkeys((file.class_name for file in folder.files), 0), []
 
     def write(file: BinaryIO) -> None:
-        workers = 0 if len(folder) <= FEW_IMAGES else num_processors()
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = 0 if len(folder) <= FEW_IMAGES else processors
         options = {"num_workers": workers, "worker_init_fn": _end_with_parent, "collate_fn": list}
         batches = DataLoader(folder, batch_size=BATCH_SIZE, **options)
         decoded = tqdm(chain.from_iterable(batches), f"preparing {folder.root}", len(folder), False, unit="image")
@@ -197,11 +186,6 @@ def _report(folder: Folder, index: Index, class_names: list[str]) -> None:
         loose = printable(folder.files[0].name)
         shown = f", some of them beside the subfolders ({loose}), which are therefore not classes"
     print(f"{folder.root}: {counted(sum(index.counts), 'image')}{shown}")
-
-
-def num_processors() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], object]]:

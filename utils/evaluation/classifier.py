@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.checkpoints.torch_file import read_torch_file, require_like
+from utils.checkpoints.tensor_files import read_torch_file, require_like
 from utils.data.images import ImageSet, content_hash, to_unit_range
 from utils.system.distributed import on_rank_zero
 from utils.system.errors import InputError

@@ -49,7 +49,7 @@ class Candidate:
         return text if self.guidance == 1 else f"{text}, guidance {self.guidance:g}"
 
 
-TRAINING_IMAGES, UNIFORM_NOISE = Candidate("training images"), Candidate("uniform noise")
+TRAINING_IMAGES = Candidate("training images")
 
 
 @dataclass
@@ -107,8 +107,8 @@ class Evaluation:
         self.bar.set_description(str(candidate))
         found: dict[str, Any] = {"checkpoint": str(candidate.path) if candidate.path else None, "distance": None}
         samples = self._features(candidate, found)
-        for metric in METRICS.values():
-            found |= metric.compute(self._real, samples)
+        for metric in METRICS:
+            found |= metric(self._real, samples)
         self.results.add(key | found)
         return key | found
 
@@ -184,8 +184,6 @@ class Evaluation:
             generator = torch.Generator().manual_seed(seed_of("training images", self.seed))
             chosen = torch.randperm(len(self.training_images), generator=generator)
             return self._extract(self.num_samples, lambda indices: self.training_images[chosen[list(indices)]])
-        if candidate == UNIFORM_NOISE:
-            return self._extract(self.num_samples, self._uniform_noise)
         features, num_classes = self._sample_features(candidate, found), self.config.network.num_classes
         if num_classes and num_classes == self.extractor.num_classes:
             features = features._replace(labels=torch.arange(self.num_samples) % num_classes)
@@ -217,14 +215,8 @@ class Evaluation:
 
         features = self._extract(self.num_samples, samples)
         num_batches = len(batches_of(self.num_samples, self.batch_size))
-        found["evaluations"] = sum(all_gather(evaluations)) / num_batches
-        found["device"] = str(self.compute.device)
-        found["seconds_per_sample"] = sum(all_gather(seconds)) / self.num_samples
+        found |= {"evaluations": sum(all_gather(evaluations)) // num_batches, "device": str(self.compute.device)}
+        found["ms_per_sample"] = 1000 * sum(all_gather(seconds)) / self.num_samples
         if reference is not None:
             found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, self.num_samples))
         return features
-
-    def _uniform_noise(self, indices: range) -> Tensor:
-        generators = (torch.Generator().manual_seed(seed_of("uniform noise", self.seed, index=i)) for i in indices)
-        shape = self.test_images.shape[1:]
-        return torch.stack([torch.randint(256, shape, generator=g, dtype=torch.uint8) for g in generators])

@@ -1,6 +1,6 @@
 """The table of an evaluation, and its figures: FID against the number of steps (paper, figure 4), and guidance."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,45 +9,30 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from utils.evaluation.evaluation import Candidate
-from utils.evaluation.metrics import METRICS
 from utils.system.files import write_atomically
 
 Row = tuple[Candidate, dict[str, Any]]
-Column = tuple[str, int, Callable[[Candidate, dict[str, Any], float | None], str]]  # heading, width, cell
-
-FIRST_WIDTH = 38
-COLUMNS: list[Column] = [
-    (heading, metric.width, lambda _, found, __, cell=metric.cell: cell(found)) for heading, metric in METRICS.items()
-]
-COLUMNS += [
-    ("distance", 9, lambda _, found, __: "" if found["distance"] is None else f"{found['distance']:.3f}"),
-    ("ms/sample", 10, lambda row, found, _: f"{1000 * found['seconds_per_sample']:.2f}" if row.path else ""),
-    ("of trace", 9, lambda _, found, __: f"{found['fid_share']:.2%}"),
-    ("ratio", 7, lambda row, found, base: _ratio(found["fid"], base) if row.path else ""),
-]
+NOT_IN_TABLE = {"guidance", "sampling_steps", "num_samples", "seed", "variance"}  # numbers of the key
 
 
-def _ratio(fid: float, base: float | None) -> str:
-    return "" if base is None else "base" if fid == base else f"{fid / base:.2f}"
-
-
-def bases_of(rows: Iterable[Row]) -> dict[float, float]:
-    """The FID of the teacher's best row at each guidance scale, the base of the ratios."""
+def table(rows: list[Row]) -> str:
+    """The table: a column for each number of the results, and the ratio of FID to the teacher's best row, the base."""
     bases: dict[float, float] = {}
     for candidate, found in rows:
         if candidate.name == "teacher":
             bases[candidate.guidance] = min(found["fid"], bases.get(candidate.guidance, found["fid"]))
-    return bases
-
-
-def table(rows: list[Row]) -> str:
-    """The table, with a column for each metric, and the ratio of FID to the teacher's best row, which it marks."""
-    bases = bases_of(rows)
-    lines = [" " * FIRST_WIDTH + "".join(f" {heading:>{width}}" for heading, width, _ in COLUMNS)]
+    columns = dict.fromkeys(
+        name for _, found in rows for name, value in found.items() if type(value) is float and name not in NOT_IN_TABLE
+    )
+    width = max(len(str(candidate)) for candidate, _ in rows)
+    lines = [" " * width + "   ratio" + "".join(f"  {name:>10}" for name in columns)]
     for candidate, found in rows:
-        base = bases.get(candidate.guidance)
-        cells = (f" {cell(candidate, found, base):>{width}}" for _, width, cell in COLUMNS)
-        lines.append(f"{candidate!s:<{FIRST_WIDTH}}" + "".join(cells))
+        base = bases.get(candidate.guidance) if candidate.path else None
+        ratio = "" if base is None else "base" if found["fid"] == base else f"{found['fid'] / base:.2f}"
+        cells = ("" if found.get(name) is None else f"{found[name]:.4g}" for name in columns)
+        widths = (max(10, len(name)) for name in columns)
+        cells = "".join(f"  {cell:>{each}}" for cell, each in zip(cells, widths, strict=True))
+        lines.append(f"{candidate!s:<{width}}{ratio:>8}{cells}")
     return "\n".join(lines)
 
 

@@ -1,11 +1,10 @@
-"""The metrics of `METRICS`, which compare features of samples with those of real images, and the feature extractors.
+"""The metrics, which compare features of samples with those of real images, and the feature extractors.
 
-A further metric is a function of two `Features`, and a line of `METRICS`.
+A further metric is a function of two `Features`, and its name in `METRICS`; the table has a column for each number.
 """
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -37,14 +36,12 @@ class Features(NamedTuple):
     labels: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A feature extractor.
+class Extractor(NamedTuple):
+    """Maps uint8 images [B, C, H, W] to features [B, num_features], and classes [B] or None.
 
     Attributes:
         name: changes whenever the features of an image may.
         num_classes: 0 if it does not classify.
-        extract: maps uint8 images [B, C, H, W] to features [B, num_features], and classes [B] or None.
     """
 
     name: str
@@ -66,20 +63,15 @@ def classifier_features(name: str, training: ImageSet, test: ImageSet, device: t
 def inception_features(_name: str, _training: ImageSet, _test: ImageSet, device: torch.device) -> Extractor:
     """The features of Inception v3, the usual ones for FID; grey images are converted to RGB.
 
-    Raises:
-        InputError: the package torch-fidelity, or its weights, are not available.
+    Raises InputError if the package torch-fidelity, or its weights, are not available.
     """
     try:
         inception = FrechetInceptionDistance(feature=INCEPTION_FEATURES).inception.to(device)
     except ModuleNotFoundError as error:
-        raise InputError(
-            "--features inception: needs the package torch-fidelity: pip install torch-fidelity"
-        ) from error
+        raise InputError("--features inception: needs a package: pip install torch-fidelity") from error
     except (URLError, OSError) as error:
-        raise InputError(
-            f"--features inception: its weights cannot be downloaded ({' '.join(str(error).split()):.100}); "
-            "--features classifier needs no network"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"--features inception: its weights cannot be downloaded ({reason:.100})") from error
     return Extractor("inception-v3-2048", 0, lambda images: (inception(images.expand(-1, 3, -1, -1)), None))
 
 
@@ -87,7 +79,7 @@ EXTRACTORS = {"classifier": classifier_features, "inception": inception_features
 
 
 class _Precomputed(nn.Module):
-    """Stands for the network that torchmetrics expects: returns its input, which is already the features."""
+    """Takes the place of the network in torchmetrics: returns its input, the features."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -126,14 +118,12 @@ def _updated(metric_class: type, real: Features, samples: Features) -> Any:
 
 
 def class_distance(real: Features, samples: Features) -> dict[str, Any]:
-    """The shares of the classes, and the total variation distance between those of samples and real images."""
+    """The total variation distance between the class shares of samples and of real images, and the former."""
     if real.classes is None or samples.classes is None:
-        return {"classes": None, "class_distance": None}
+        return {"class_distance": None, "classes": None}
     count = int(max(real.classes.max(), samples.classes.max())) + 1
-    of_real, of_samples = (
-        each.classes.bincount(minlength=count).double() / len(each.classes) for each in (real, samples)
-    )
-    return {"classes": of_samples.tolist(), "class_distance": float((of_samples - of_real).abs().sum() / 2)}
+    shares = [each.classes.bincount(minlength=count).double() / len(each.classes) for each in (real, samples)]
+    return {"class_distance": float((shares[1] - shares[0]).abs().sum() / 2), "classes": shares[1].tolist()}
 
 
 def label_accuracy(_real: Features, samples: Features) -> dict[str, float | None]:
@@ -143,29 +133,4 @@ def label_accuracy(_real: Features, samples: Features) -> dict[str, float | None
     return {"right": float((samples.classes == samples.labels).double().mean())}
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A metric and its column in the table.
-
-    Attributes:
-        compute: of the features of real images and of samples, at least two of each; results by name.
-        width: of the column.
-        cell: formats a row's results for the table.
-    """
-
-    compute: Callable[[Features, Features], dict[str, Any]]
-    width: int
-    cell: Callable[[dict[str, Any]], str]
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-# by heading
-METRICS = {
-    "FID": Metric(fid, 8, lambda row: f"{row['fid']:.3f}"),
-    "KID x 1000": Metric(kid, 16, lambda row: f"{1000 * row['kid']:.2f} ± {1000 * row['kid_std']:.2f}"),
-    "classes": Metric(class_distance, 8, lambda row: _percent(row["class_distance"])),
-    "right": Metric(label_accuracy, 7, lambda row: _percent(row["right"])),
-}
+METRICS = [fid, kid, class_distance, label_accuracy]

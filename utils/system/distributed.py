@@ -59,8 +59,8 @@ def process_group() -> Iterator[None]:
 def _name_of_start(store: dist.Store, rank: int, world_size: int) -> str:
     """A name that rank 0 invents, and sends to the ranks that started with it.
 
-    After torchrun has restarted the processes, the store still holds entries of the previous ones, above all their
-    addresses, and machines may disagree on the number of restarts (https://github.com/pytorch/pytorch/issues/135712).
+    After a restart by torchrun the store still holds entries of the previous processes, above all their addresses, and
+    machines may disagree on the number of restarts (https://github.com/pytorch/pytorch/issues/135712).
     """
     own = uuid.uuid4().hex
     if rank > 0:
@@ -158,8 +158,7 @@ def on_rank_zero(act: Callable[P, R]) -> Callable[P, R]:
 def rank_zero_first(act: Callable[P, R]) -> Callable[P, R]:
     """Decorator: every rank calls the function, rank 0 first, so that the others find its files on the disk.
 
-    The first rank of every other machine, which may have its own disk, is next, then all others. All ranks raise an
-    InputError of any rank.
+    The first rank of every other machine, which may have its own disk, is next, then all others. All raise any error.
     """
 
     @wraps(act)

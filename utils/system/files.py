@@ -27,10 +27,8 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # answers of shared d
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` with a temporary file beside `path`, then renames it: a kill leaves the old file or the new one.
 
-    When this returns, the file and its name are on the disk.
-
-    Raises:
-        InputError: the disk is full, the folder is not writable, or the like; the old file is unchanged.
+    When this returns, the file and its name are on the disk. Raises InputError if the disk is full, the folder is not
+    writable, or the like; the old file is unchanged.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -133,10 +131,7 @@ def require_regular_file(path: Path) -> None:
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Creates the folder, and keeps other runs from writing there; the lock ends with the process, however that ends.
 
-    With `wait`, waits until another run has released the lock.
-
-    Raises:
-        InputError: another run has the lock, or the folder is not writable.
+    With `wait`, waits for another run to release it. Otherwise raises InputError, as for a folder that is not writable.
     """
     with ExitStack() as held:
 

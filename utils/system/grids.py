@@ -41,20 +41,19 @@ def comparison(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = ()
 
     The panels are side by side. If each class has a column, they are one below the other, unless that is too tall.
     """
-    first = panels[0][1]
+    first, font = panels[0][1], _font(FONT_SIZE)
     scale = 2 if first.shape[-1] < ENLARGED else 1
-    labels, tables = [label for label, _ in panels], [_table(images, class_names, scale) for _, images in panels]
-    headings = _headings(first, class_names, scale)
-    width = max(tables[0].shape[2], *(math.ceil(_font(FONT_SIZE).getlength(label)) + 8 for label in labels))
+    headings, tables = _headings(first, class_names, scale), [_table(x, class_names, scale) for _, x in panels]
+    width = max(tables[0].shape[2], *(math.ceil(font.getlength(label)) + 8 for label, _ in panels))
     stacked = headings and len(tables) * tables[0].shape[1] <= TALLEST * tables[0].shape[2]
-    above = [] if stacked else headings  # above each table
-
-    def panel(label: str, table: Tensor) -> Tensor:
-        return torch.cat([_caption(label, width), *(_widened(part, width) for part in [*above, table])], dim=1)
-
-    parts = [panel(label, table) for label, table in zip(labels, tables, strict=True)]
+    parts = []
+    for (label, _), table in zip(panels, tables, strict=True):
+        caption = Image.new("RGB", (width, LABEL_HEIGHT), "white")
+        ImageDraw.Draw(caption).text(((width - font.getlength(label)) / 2, 3), label, fill="black", font=font)
+        below = [table] if stacked else [*headings, table]
+        parts.append(torch.cat([pil_to_tensor(caption) / 255, *(_padded(part, width) for part in below)], dim=1))
     if stacked:
-        return torch.cat([*(_widened(part, width) for part in headings), *parts], dim=1)
+        return torch.cat([*(_padded(part, width) for part in headings), *parts], dim=1)
     return torch.cat(parts, dim=2)
 
 
@@ -68,69 +67,54 @@ def _columns(images: Tensor, class_names: Sequence[str]) -> tuple[int, bool]:
 
 def _table(images: Tensor, class_names: Sequence[str], scale: int) -> Tensor:
     columns, _ = _columns(images, class_names)
-    picture = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=PADDING, pad_value=0.5)
-    return picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    image = make_grid((images.clamp(-1, 1) + 1) / 2, nrow=columns, padding=PADDING, pad_value=0.5)
+    return image.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
 def _headings(images: Tensor, class_names: Sequence[str], scale: int) -> list[Tensor]:
     """A strip with the class of each column, turned upright if one is wider than its column; empty without classes."""
-    columns, sorts = _columns(images, class_names)
-    if not sorts:
+    columns, by_class = _columns(images, class_names)
+    if not by_class:
         return []
-    font, column = _font(HEADING_SIZE), scale * (images.shape[-1] + PADDING)
-    names = [_shortened(_drawable(class_names, i % len(class_names)), font) for i in range(columns)]
-    texts = [Image.new("L", (math.ceil(font.getlength(name)) + 4, 16), 255) for name in names]
-    for name, text in zip(names, texts, strict=True):
+    font, width, texts = _font(HEADING_SIZE), scale * (images.shape[-1] + PADDING), []
+    for number in range(columns):
+        name = _heading(class_names, number % len(class_names))
+        text = Image.new("L", (math.ceil(font.getlength(name)) + 4, 16), 255)
         ImageDraw.Draw(text).text((2, 1), name, fill=0, font=font)
-    if any(text.width > column for text in texts):
+        texts.append(text)
+    if any(text.width > width for text in texts):
         texts = [text.transpose(Image.Transpose.ROTATE_90) for text in texts]
-    strip = Image.new("L", (columns * column + scale * PADDING, max(text.height for text in texts) + 2), 255)
+    strip = Image.new("L", (columns * width + scale * PADDING, max(text.height for text in texts) + 2), 255)
     for i, text in enumerate(texts):
-        strip.paste(text, (i * column + (column - text.width) // 2, strip.height - text.height))
-    return [pil_to_tensor(strip).float().expand(3, -1, -1) / 255]
+        strip.paste(text, (i * width + (width - text.width) // 2, strip.height - text.height))
+    return [pil_to_tensor(strip).expand(3, -1, -1) / 255]
 
 
-def _shortened(name: str, font: ImageFont.FreeTypeFont) -> str:
-    short = name
-    while font.getlength(name) > LONGEST_HEADING:
+def _heading(class_names: Sequence[str], number: int) -> str:
+    """The name of a class, shortened if it is long, or its number if the font lacks a letter of the name."""
+    short = name = class_names[number] if _letters_of_font().issuperset(map(ord, class_names[number])) else str(number)
+    while _font(HEADING_SIZE).getlength(name) > LONGEST_HEADING:
         short = short[:-1]
         name = f"{short}..."
     return name
 
 
-def _caption(label: str, width: int) -> Tensor:
-    strip = Image.new("RGB", (width, LABEL_HEIGHT), "white")
-    left = (width - _font(FONT_SIZE).getlength(label)) / 2
-    ImageDraw.Draw(strip).text((left, 3), label, fill="black", font=_font(FONT_SIZE))
-    return pil_to_tensor(strip).float() / 255
-
-
-def _widened(picture: Tensor, width: int) -> Tensor:
+def _padded(image: Tensor, width: int) -> Tensor:
     """Padded with white on both sides."""
-    missing = width - picture.shape[2]
-    return F.pad(picture, (missing // 2, missing - missing // 2), value=1.0)
+    missing = width - image.shape[2]
+    return F.pad(image, (missing // 2, missing - missing // 2), value=1.0)
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_path(), size)
-
-
-def _font_path() -> Path:
     """Matplotlib's font, which has more alphabets than Pillow's."""
     import matplotlib  # not at the top: importing it takes a fifth of a second
 
-    return Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 @cache
 def _letters_of_font() -> frozenset[int]:
     from matplotlib.ft2font import FT2Font
 
-    return frozenset(FT2Font(str(_font_path())).get_charmap())
-
-
-def _drawable(class_names: Sequence[str], number: int) -> str:
-    """The name of a class, or its number if the font lacks a letter of the name."""
-    name = class_names[number]
-    return name if _letters_of_font().issuperset(map(ord, name)) else str(number)
+    return frozenset(FT2Font(str(_font(HEADING_SIZE).path)).get_charmap())

@@ -4,7 +4,7 @@ import importlib.util
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -19,51 +19,43 @@ LOG_NAME = "metrics.jsonl"
 EVENTS = "events.out.tfevents.*"
 
 
-class Logger(Protocol):
-    """A log of a run. Its class takes the run's folder and the step to resume from; all ranks call it.
+class Logger:
+    """A log of a run. It is given the run's folder, and the step that the run resumes from; all ranks call it.
 
     Attributes:
         package: the package that it needs, to import and to install.
     """
 
-    package: str
-
-    def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:
-        """Logs the means since the last call; a loss that is not finite is None."""
-        ...
-
-    def add_images(self, step: int, grid: Tensor) -> None:
-        """Logs a grid of samples, [3, H, W] in [0, 1]."""
-        ...
-
-    def close(self) -> None:
-        """Writes everything that has not been written yet."""
-        ...
-
-
-class JsonLines:
-    """metrics.jsonl: one line for each call of `add_scalars`. The samples are PNG files beside it."""
-
     package = "json"
 
     def __init__(self, folder: Path, step: int):
+        self.folder, self.step = folder, step
+
+    def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:
+        """Logs the means since the last call; a loss that is not finite is None."""
+
+    def add_images(self, step: int, grid: Tensor) -> None:
+        """Logs a grid of samples, [3, H, W] in [0, 1]."""
+
+    def close(self) -> None:
+        """Writes everything that has not been written yet."""
+
+
+class JsonLines(Logger):
+    """metrics.jsonl: one line for each call of `add_scalars`. The samples are PNG files beside it."""
+
+    def __init__(self, folder: Path, step: int):
         """Removes the lines after a step, which the resumed run writes again."""
-        self.path = folder / LOG_NAME
-        if exists(self.path):
+        super().__init__(folder, step)
+        if exists(folder / LOG_NAME):
             kept = "".join(json.dumps(line) + "\n" for line in read_log(folder) if line["step"] <= step)
-            write_atomically(self.path, lambda file: file.write(kept.encode()))
+            write_atomically(folder / LOG_NAME, lambda file: file.write(kept.encode()))
 
     def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:  # noqa: D102 (see Logger)
-        append_line(self.path, json.dumps({"step": step} | scalars))
-
-    def add_images(self, step: int, grid: Tensor) -> None:  # noqa: D102
-        pass
-
-    def close(self) -> None:  # noqa: D102
-        pass
+        append_line(self.folder / LOG_NAME, json.dumps({"step": step} | scalars))
 
 
-class TensorBoard:
+class TensorBoard(Logger):
     """Events for TensorBoard (`tensorboard --logdir output`).
 
     Events cannot be removed, and a resumed run repeats steps. So each start of a run writes its events anew, from
@@ -73,6 +65,7 @@ class TensorBoard:
     package = "tensorboard"
 
     def __init__(self, folder: Path, step: int):
+        super().__init__(folder, step)
         delete_files(folder, EVENTS)
         lines = read_log(folder)
         grids = {int(path.stem.split("-")[1]): path for path in find_files(folder, "sample-*.png")}

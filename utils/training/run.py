@@ -14,7 +14,7 @@ from models.diffusion import Diffusion
 from utils.checkpoints.checkpoint import save_checkpoint
 from utils.checkpoints.compute import Compute
 from utils.checkpoints.sampling import draw_samples
-from utils.data.batches import ImageData
+from utils.data.images import ImageData
 from utils.system import distributed
 from utils.system.errors import InputError
 from utils.system.files import exists
@@ -38,10 +38,7 @@ class Run:
     """
 
     def __init__(self, stage: Stage, state: dict[str, Any] | None):
-        """
-        Args:
-            state: of `read_state`.
-        """
+        """Resumes from a state of `read_state`, if there is one."""
         self.stage, self.folder, self.num_steps = stage, stage.folder, stage.num_steps
         self.trainers: dict[str, Trainer] = {}
         self.step = self._saved_step = state["step"] if state else 0
@@ -56,11 +53,7 @@ class Run:
         self.data, self.compute, self.device = data, compute, compute.device
 
     def add_trainer(self, name: str, model: Diffusion) -> Trainer:
-        """Trains a model under a name, from its saved state if there is one.
-
-        Raises:
-            InputError: the saved state does not fit the model.
-        """
+        """Trains a model under a name, from its saved state if there is one. Raises InputError if that does not fit."""
         stage = self.stage
         options = {"learning_rate": stage.learning_rate, "seed_of": stage.seed_of}
         self.trainers[name] = trainer = Trainer(model, stage.settings, self.compute, **options)
@@ -82,10 +75,9 @@ class Run:
         return x, label, normal_noise([self.stage.seed_of("noise", example) for example in examples], x)
 
     def steps(self) -> Iterator[int]:
-        """The numbers of the remaining steps. Seeds PyTorch before each; between them, logs, saves, samples and stops.
+        """The numbers of the remaining steps. Seeds PyTorch before each; between them, logs, saves and samples.
 
-        Raises:
-            Interrupted: at SIGINT or SIGTERM, after saving.
+        At SIGINT or SIGTERM it saves and raises Interrupted.
         """
         settings, names = self.stage.settings, self.stage.settings.loggers
         with (
@@ -137,11 +129,7 @@ class Run:
         self._interval_start, self._interval_step = time.perf_counter(), self.step
 
     def _log(self) -> str:
-        """Logs the means since the last call, and returns the loss for the progress bar.
-
-        Raises:
-            InputError: too many steps in a row were skipped.
-        """
+        """Logs the means since the last call; returns the loss. Raises InputError if too many steps were skipped."""
         count, scalars, losses = self.step - self._interval_step, {}, []
         for name, trainer in self.trainers.items():
             loss, norm, taken = trainer.take_metrics()

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Self
 
 from utils.checkpoints.compute import PASSES, Compute, choose_device
-from utils.data.batches import ImageData
 from utils.data.datasets import load_data
+from utils.data.images import ImageData
 from utils.system import cli, distributed
 from utils.system.errors import InputError
 from utils.system.files import locked, prepare_folder, remove_if_empty
@@ -24,10 +24,7 @@ class Session:
     """
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: list[Stage]):
-        """
-        Raises:
-            InputError: the settings need something that is missing, or the folder belongs to another distillation.
-        """
+        """Raises InputError if the settings need something that is missing, or the folder has another distillation."""
         self.folder, self.restart, self.config = folder, arguments.restart, stages[0].config
         settings = stages[0].settings
         _require_image_for_each_rank(stages[0])
@@ -49,10 +46,9 @@ class Session:
         self._opened.close()
 
     def open(self, stage: Stage) -> Run:
-        """The run of a stage, resumed if its folder contains one; one that is not `finished` is ready for its trainers.
+        """The run of a stage, resumed if its folder contains one; unless `finished`, it is ready for its trainers.
 
-        Raises:
-            InputError: the folder contains another run, or the data do not fit.
+        Raises InputError if the folder contains another run, or the data do not fit.
         """
         run = Run(stage, None if self.restart else read_state(stage))
         self._compute = run.previous_compute or self._compute

@@ -109,13 +109,9 @@ def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> S
 
 
 def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, students: list[int]) -> list[Stage]:
-    """A conversion, if the students must differ from the teacher in prediction or guidance; then the students.
+    """A conversion, if prediction or guidance of the students differs from the teacher's; then the students.
 
-    Args:
-        students: their numbers of sampling steps.
-
-    Raises:
-        InputError: the teacher cannot teach such students.
+    `students` are their numbers of sampling steps. Raises InputError if the teacher cannot teach them.
     """
     settings = config.distillation
     own = {"num_training_steps_per_iteration", "learning_rate", "num_conversion_steps", "conversion_learning_rate"}
@@ -185,18 +181,18 @@ def stage_folders(folder: Path) -> list[Path]:
 
 def require_same_stages(folder: Path, stages: list[Stage]) -> None:
     """Raises InputError if the folder contains a distillation with other numbers of steps, or another conversion."""
+    elsewhere = "another --output_dir starts another one, --restart deletes it"
     students = [stage.sampling.steps for stage in stages if stage.kind == "student"]
     converts, converted = len(stages) > len(students), exists(folder / CONVERSION_NAME)
     if converted != converts and (converted or student_folders(folder)):
-        there, here = ("with a", "no") if converted else ("without a", "a")
+        there, here = ("a", "none") if converted else ("no", "one")
         raise InputError(
-            f"{folder}: another distillation, {there} conversion; distillation.guidance and .prediction now require "
-            f"{here} conversion; another --output_dir starts another one, --restart deletes this one"
+            f"{folder}: another distillation, with {there} conversion; distillation.guidance and .prediction now require "
+            f"{here}; {elsewhere}"
         )
     for path, iteration, steps in student_folders(folder):
         if iteration <= len(students) and steps != students[iteration - 1]:
             raise InputError(
                 f"{path}: belongs to another distillation: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} "
-                f"there and is {students[0]} here; the same value resumes it, another --output_dir starts another one, "
-                "--restart deletes it"
+                f"there and is {students[0]} here; the same value resumes it, {elsewhere}"
             )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import ValidationError, model_validator
 
-from utils.checkpoints.torch_file import read_torch_file
+from utils.checkpoints.tensor_files import read_torch_file
 from utils.config.reading import differences, explain, flatten
 from utils.config.schema import Count, NonNegativeInt, Section
 from utils.system.errors import InputError
@@ -68,8 +68,7 @@ class Header(Section):
 def read_state(stage: Stage) -> dict[str, Any] | None:
     """The state in the folder of a stage, None if there is none.
 
-    Raises:
-        InputError: it belongs to another run, is damaged, or there are checkpoints without a state.
+    Raises InputError if it belongs to another run, is damaged, or there are checkpoints without a state.
     """
     path = stage.folder / STATE_NAME
     if not exists(path):
@@ -123,15 +122,10 @@ def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -
 
 def _require_num_steps(path: Path, state: dict[str, Any], stage: Stage) -> None:
     """Raises InputError for another number of steps, except for more steps of a finished run that `may_grow`."""
-    there, taken = state["num_steps"], state["step"]
-    if stage.num_steps == there or (stage.may_grow and taken == there < stage.num_steps):
+    there, taken, here = state["num_steps"], state["step"], stage.num_steps
+    if here == there or (stage.may_grow and taken == there < here):
         return
-    if not stage.may_grow:
+    advice = f"{there} finishes it, then it can get more; another --output_dir starts another run"
+    if not stage.may_grow or taken == there:
         advice = KEEP
-    elif taken == there:
-        advice = f"it is finished, and can only get more steps: {there} or above; {ELSEWHERE}"
-    else:
-        advice = f"{there} finishes it, then it can get more; another --output_dir starts another run"
-    raise InputError(
-        f"{path}: this run has {there} training steps ({taken} taken), and {stage.num_steps} are requested; {advice}"
-    )
+    raise InputError(f"{path}: this run has {there} training steps ({taken} taken), and {here} are requested; {advice}")

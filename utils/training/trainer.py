@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from models.diffusion import Diffusion
 from utils.checkpoints.compute import Compute
-from utils.checkpoints.torch_file import require_like
+from utils.checkpoints.tensor_files import require_like
 from utils.config.schema import Optimization
 from utils.system import distributed
 from utils.training.optimizers import moments_of, optimizers_of, parameters_of

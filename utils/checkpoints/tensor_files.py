@@ -1,8 +1,9 @@
-"""Reading untrusted files of torch.save: nothing in them is executed, and their contents are checked.
+"""Reading untrusted files of torch.save and of safetensors: nothing in them is executed, and contents are checked.
 
 PyTorch's `weights_only` prevents a file from running code, but not from unpacking to a thousand times its size, from
 declaring tensors that it does not contain, or from containing something unexpected. So the archive is checked before
-PyTorch reads it, and every value afterwards.
+PyTorch reads it, and every value afterwards. The library safetensors checks its files itself, except for the size of
+the header.
 """
 
 import warnings
@@ -19,17 +20,15 @@ from utils.system.files import require_regular_file
 
 # Limits of everything but the tensors; it has some 100 KB for 300 tensors.
 MOST_METADATA_BYTES, MOST_VALUES, DEEPEST, LONGEST_TEXT = 2**21, 50_000, 10, 4096
-DTYPES = {torch.float32, torch.int64}
+DTYPES, HALF = {torch.float32, torch.int64}, {torch.float16, torch.bfloat16}
 
 
 @on_rank_zero
 def read_torch_file(path: Path, version: int, keys: set[str], what: str) -> dict[str, Any]:
     """Reads a dictionary of plain values and tensors from a file of torch.save, on the CPU.
 
-    It must have exactly these keys, and this `format_version`.
-
-    Raises:
-        InputError: it is missing, truncated, damaged or something else, or has another format version.
+    Raises InputError if it is missing, damaged, or something else than `what`, with this `format_version` and these
+    keys.
     """
     require_regular_file(path)
     try:
@@ -94,6 +93,34 @@ def _check_values(content: object, file_size: int) -> None:
             raise ValueError("unexpected type")
     if tensor_bytes > file_size:
         raise ValueError("tensors larger than the file")
+
+
+def require_safetensors() -> None:
+    """Raises InputError if the library is not installed."""
+    try:
+        import safetensors  # noqa: F401
+    except ImportError as error:
+        raise InputError("safetensors files need the library of that name: pip install safetensors") from error
+
+
+@on_rank_zero
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, those in half precision as float32, and its metadata; else InputError."""
+    require_safetensors()
+    from safetensors import SafetensorError, safe_open
+
+    require_regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MOST_METADATA_BYTES:
+            raise InputError(f"{path}: not a safetensors file, or damaged: its header claims to have {header} bytes")
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+            text = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: truncated or damaged, or not a safetensors file: {error!s:.200}") from error
+    return {name: value.float() if value.dtype in HALF else value for name, value in tensors.items()}, text
 
 
 def require_like(found: object, expected: dict[str, Tensor]) -> None:
