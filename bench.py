@@ -156,7 +156,8 @@ def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int)
     """All measurements, as a dictionary."""
     device, flop, matrix_size = compute.device, forward_flop(config), MATRIX_SIZE.get(compute.device.type, 2048)
     sizes = {section: batch_size or getattr(config, section).batch_size for _, section, _ in STEPS.values()}
-    a, b = (torch.randn(matrix_size, matrix_size, device=device).to(compute.dtype) for _ in range(2))
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    a, b = (torch.randn(matrix_size, matrix_size, device=device).to(dtype) for _ in range(2))
     calls: dict[Any, Callable[[], object]] = {"matrices": lambda: a @ b}
     for who, how in (("ours", compute), ("plain", Compute(device, "fp32", compile=False))):
         contender = Contender(config, how, sizes, plain=who == "plain")

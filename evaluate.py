@@ -121,8 +121,7 @@ def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: 
         rows += [("distilled", student, {}) for student in students]
         for name, checkpoint, update in rows:
             sampling = checkpoint.sampling.model_copy(update=update)
-            evaluations = checkpoint.evaluations_per_step(sampling.sampler, guidance)
-            candidates.append(Candidate(name, checkpoint.path, sampling, guidance, evaluations))
+            candidates.append(Candidate.of(name, checkpoint, sampling, guidance))
     return candidates
 
 
@@ -145,8 +144,7 @@ def main() -> None:
         if checkpoint.differs_in_images(training.hash):
             print(f"note: the training images differ from those that {checkpoint.path} was trained on")
     candidates, rows = candidates_of(arguments, teacher, students), []
-    passes = sum(row.sampling.steps * row.evaluations_per_step for row in candidates if row.path)
-    passes *= PASSES["sampling"] * arguments.num_samples
+    passes = PASSES["sampling"] * arguments.num_samples * sum(row.evaluations for row in candidates)
     with locked(folder), tqdm(unit="evaluation", smoothing=0.05, leave=False) as bar:
         evaluation = Evaluation(
             config=config,

@@ -1,11 +1,10 @@
-"""A diffusion model as many have one: diffusers' own tutorial on unconditional training, on MNIST.
+"""Trains a teacher without this project: diffusers' own tutorial on unconditional training, on MNIST.
 
     pip install diffusers torchvision
     python docs/train_diffusers_teacher.py --output output/diffusers_pipeline
 
 A `UNet2DModel` of 1.1 M parameters that predicts eps on a `DDPMScheduler` of 1000 linear betas, trained by AdamW with
-a warm-up and a cosine schedule, without an average of the weights, and saved with `save_pretrained`. It imports nothing
-of this project, which is to distill it: see "Models that others trained" in the README.
+a warm-up and a cosine schedule, without EMA, and saved with `save_pretrained`.
 """
 
 import argparse
@@ -53,7 +52,7 @@ while step < arguments.steps:
         z = scheduler.add_noise(x, eps, timesteps)
         loss = F.mse_loss(network(z, timesteps).sample, eps)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        torch.nn.utils.system.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         learning_rate.step()
         optimizer.zero_grad()

@@ -94,8 +94,8 @@ class _NormalizeScaleShift(torch.autograd.Function):
     """y = (h - mean) / deviation * gain + bias, with the mean and deviation of each group of channels of an image.
 
     That is a h + b, with a and b for each image and channel, and its gradient is linear in h and dy: a few passes over
-    the pixels in bfloat16, with float32 sums; everything else is only [B, C]. The mean, rounded to bfloat16, is
-    subtracted first; otherwise squares of values far from zero would lose the deviation.
+    the pixels in bfloat16, with float32 sums. The mean, rounded to bfloat16, is subtracted first; otherwise squares of
+    values far from zero would lose the deviation.
     """
 
     @staticmethod

@@ -7,7 +7,7 @@ Time runs from t = 0 (data) to t = 1 (noise). At time t the noised image is
 Since alpha^2 + sigma^2 = 1, the pair is a point on the unit circle: alpha = cos(angle), sigma = sin(angle)
 with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). The rest of the code needs only the angle.
 
-Every schedule is a function of continuous time, exact at every t. Times must be float64: in float32 the
+Every schedule is an invertible function of continuous time, exact at every t. Times must be float64: in float32 the
 cosine of the angle near t = 1 is off by 1e-3.
 """
 
@@ -35,6 +35,10 @@ class NoiseSchedule(ABC):
     def logsnr(self, t: Tensor) -> Tensor:
         """The log signal-to-noise ratio at the times t, which falls from t = 0 to t = 1."""
 
+    @abstractmethod
+    def time(self, logsnr: Tensor) -> Tensor:
+        """The time at which the log signal-to-noise ratio is this."""
+
     def angle(self, t: Tensor) -> Tensor:
         """The angle at the times t."""
         return angle_of(self.logsnr(t))
@@ -56,6 +60,10 @@ class CosineSchedule(NoiseSchedule):
     def logsnr(self, t: Tensor) -> Tensor:  # noqa: D102 (as above)
         return -2 * torch.log(torch.tan(self.angle(t)))
 
+    def time(self, logsnr: Tensor) -> Tensor:  # noqa: D102
+        begin, end = self.angle(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return (angle_of(logsnr) - begin) / (end - begin)
+
 
 @dataclass(frozen=True)
 class LinearSchedule(NoiseSchedule):
@@ -66,6 +74,9 @@ class LinearSchedule(NoiseSchedule):
 
     def logsnr(self, t: Tensor) -> Tensor:  # noqa: D102
         return self.logsnr_max + (self.logsnr_min - self.logsnr_max) * t
+
+    def time(self, logsnr: Tensor) -> Tensor:  # noqa: D102
+        return (logsnr - self.logsnr_max) / (self.logsnr_min - self.logsnr_max)
 
 
 @dataclass(frozen=True)
@@ -95,9 +106,8 @@ class DiscreteSchedule(NoiseSchedule):
         index = before.long()
         return torch.lerp(self.table[index], self.table[index + 1], position - before)
 
-    def time(self, logsnr: Tensor) -> Tensor:
-        """The time at which the log signal-to-noise ratio is this, any shape: the number of intervals above it."""
-        table = self.table.to(logsnr)
+    def time(self, logsnr: Tensor) -> Tensor:  # noqa: D102
+        table = self.table.to(logsnr)  # the time is the number of intervals above it
         intervals = (table[:-1] - logsnr[..., None]) / (table[:-1] - table[1:]).clamp(min=1e-12)
         return intervals.clamp(0, 1).sum(-1) / len(self.betas)
 

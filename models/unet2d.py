@@ -66,6 +66,10 @@ class UNet2DSettings(NetworkSettings):
             raise ValueError(
                 f"network.attention_head_dim: {self.attention_head_dim} is more than {min(attention)} channels"
             )
+        groups = [("norm_num_groups", channels), ("attn_norm_num_groups", channels[-1:])]
+        for key, wrong in ((key, [c for c in of if c % (getattr(self, key) or 1)]) for key, of in groups):
+            if wrong:
+                raise ValueError(f"network.{key}: {getattr(self, key)} does not divide {wrong[0]} channels")
 
     def build(self, *, image_size: int, num_channels: int, takes_guidance: bool = False) -> "UNet2D":
         """The network with random weights."""

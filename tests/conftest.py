@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import cli
+from utils.checkpoints.checkpoint import Metadata, save_checkpoint
+from utils.config.schema import Config, SamplerSettings
+from utils.data.images import ImageSet, content_hash
+from utils.system import cli
 
 ROOT = Path(__file__).parent.parent
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-identical runs are promised on the CPU
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; processes inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.accelerator.current_accelerator = lambda *_, **__: None  # so that Apple's GPU is not the default either
 
 TINY = """
@@ -72,6 +78,21 @@ def call(script: str, *arguments: object) -> int:
     except SystemExit as exit:
         return exit.code or 0
     return 0
+
+
+def image_set(images: torch.Tensor, labels: torch.Tensor, class_names: list[str]) -> ImageSet:
+    """A set in memory."""
+    return ImageSet(images, labels, class_names, content_hash(images, labels))
+
+
+def save_model(
+    path: Path, weights: dict, *, config: Config, step: int = 1, sampling_steps: int | None = None, **fields: object
+) -> None:
+    """Writes a checkpoint, of a student if it has a number of sampling steps."""
+    fields.setdefault("kind", "student" if sampling_steps else "converted" if fields.get("guidance") else "teacher")
+    sampling = SamplerSettings(steps=sampling_steps) if sampling_steps else config.sampling.of_teacher(1024)
+    fields.setdefault("prediction", config.diffusion.prediction)
+    save_checkpoint(path, Metadata(config=config, step=step, sampling=sampling, **fields), weights)
 
 
 @pytest.fixture(autouse=True)

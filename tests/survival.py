@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from conftest import ROOT, TINY, call
 from mutations import mutate
-from utils.compute import Compute
-from utils.errors import InputError
 from utils.process.timing import Stopwatch
-from utils.schema import Config
 from utils.training.loop import TrainingLoop
 
-from utils.checkpoints import build_model
-from utils.config import load_config
+from utils.checkpoints.build import build_model
+from utils.checkpoints.compute import Compute
+from utils.config.reading import load_config
+from utils.config.schema import Config
+from utils.system.errors import InputError
 from utils.training.run import Run
 from utils.training.trainer import Trainer
 

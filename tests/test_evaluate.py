@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, TINY, call, finish, run_in_processes
 from PIL import Image
 from torchvision.datasets import MNIST
-from utils.files import locked
 
 from utils.evaluation import classifier
+from utils.system.files import locked
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,6 @@ COMMAND = ["evaluate.py", "--config_path", "tiny.yaml", "--teacher", "output/tin
 STUDENTS = ["--students", "output/distilled/tiny", "--num_samples", 60]
 ROWS = [
     "training images",
-    "uniform noise",
     "teacher, ddim, 4 steps",
     "teacher, ddim, 2 steps",
     "teacher, ancestral, 4 steps",
@@ -51,42 +50,48 @@ ROWS = [
 def test_a_table_a_figure_and_results_that_are_not_computed_again(lesson, monkeypatch, capsys):
     monkeypatch.chdir(lesson)
     assert call(*COMMAND, *STUDENTS, "--sampling_steps", 2, 4) == 0
-    output = capsys.readouterr().out
-    table = output[output.index("FID") :].splitlines()[1:9]
-    assert [line[:32].strip() for line in table] == ROWS
+    output = capsys.readouterr().out.splitlines()
+    head = next(number for number, line in enumerate(output) if line.split()[:2] == ["ratio", "fid"])
+    table = output[head + 1 : head + 8]
+    assert [line[:27].strip() for line in table] == ROWS
     folder = Path("output/evaluation/tiny")
     assert Image.open(folder / "fid.png").size == (910, 585)
     entries = json.loads((folder / "results.json").read_text())["evaluations"]
-    assert len(entries) == 8
+    assert len(entries) == 7
+    best = min(entry["fid"] for entry in entries[1:5])
     for line, entry in zip(table, entries, strict=True):
-        cells = line[32:].split()
-        assert float(cells[0]) == pytest.approx(entry["fid"], abs=1e-3)
+        cells = line[27:].split()
         if entry["checkpoint"]:
-            assert float(cells[1]) == pytest.approx(entry["fid"] / entries[2]["fid"], abs=0.01)
-            assert entry["seconds_per_picture"] > 0
+            ratio = cells.pop(0)
+            assert (
+                ratio == "base"
+                if entry["fid"] == best
+                else float(ratio) == pytest.approx(entry["fid"] / best, abs=0.01)
+            )
+            assert entry["ms_per_sample"] > 0
+        assert float(cells[0]) == pytest.approx(entry["fid"], rel=1e-3)
         assert len(entry["classes"]) == 10 and entry["num_samples"] == 60
-    assert entries[0]["fid"] < entries[2]["fid"] and entries[0]["fid"] < entries[1]["fid"]
-    assert entries[6]["checkpoint"] == "output/distilled/tiny/1_4/diffusion-4.pt"
-    assert 0 < entries[6]["distance"] < 2 and entries[4]["distance"] is None
+    assert entries[0]["fid"] < entries[1]["fid"]
+    assert entries[5]["checkpoint"] == "output/distilled/tiny/1_4/diffusion-4.pt"
+    assert 0 < entries[5]["distance"] < 2 and entries[3]["distance"] is None
 
     before = (folder / "results.json").stat().st_mtime_ns
     monkeypatch.setattr(classifier, "train_classifier", None)
     assert call(*COMMAND, *STUDENTS, "--sampling_steps", 4, 2) == 0
-    again = capsys.readouterr().out
-    assert again[again.index("FID") :].splitlines()[1:9] == table
+    assert "\n".join(table) in capsys.readouterr().out
     assert (folder / "results.json").stat().st_mtime_ns == before
 
 
-def test_without_numbers_of_steps_the_powers_of_two_that_tell_something(lesson, monkeypatch, capsys):
+def test_the_default_rows(lesson, monkeypatch, capsys):
+    """DDIM at 32, 16, ..., 1 steps, the ancestral sampler, whose single step would be the same, at 32, 16, ..., 2."""
     monkeypatch.chdir(lesson)
-    flags = ["--output_dir", "default", "--samplers", "ddim", "--num_samples", 30]
-    assert call(*COMMAND, *flags) == 0
+    monkeypatch.setattr("utils.evaluation.evaluation.NUM_COMPARED", 1)
+    assert call(*COMMAND, "--output_dir", "default", "--num_samples", 2) == 0
     entries = json.loads(Path("default/results.json").read_text())["evaluations"]
-    search = next(entry for entry in entries if entry["name"] == "fewest steps")
-    steps = [entry["sampling_steps"] for entry in entries if entry["name"] == "teacher"]
-    assert steps == [2**k for k in range(len(steps) - 1, -1, -1)] and steps[0] == search["steps"]
-    assert all(distance < 0.01 for n, distance in search["distances"].items() if int(n) >= steps[0])
-    assert "ancestral" not in capsys.readouterr().out
+    rows = [(entry["sampler"], entry["sampling_steps"]) for entry in entries[1:]]
+    ddim = [("ddim", steps) for steps in (32, 16, 8, 4, 2, 1)]
+    assert rows == ddim + [("ancestral", steps) for _, steps in ddim[:-1]]
+    assert all(entry["variance"] == (0.0 if entry["sampler"] == "ancestral" else None) for entry in entries[1:])
 
 
 def test_two_processes_find_what_one_finds(lesson, monkeypatch):
@@ -98,7 +103,7 @@ def test_two_processes_find_what_one_finds(lesson, monkeypatch):
     assert code == 0, errors
     one, two = (json.loads(Path(folder, "results.json").read_text())["evaluations"] for folder in ("one", "two"))
     for entry in (*one, *two):
-        entry.pop("seconds_per_picture", None)
+        entry.pop("ms_per_sample", None)
     assert one == two
 
 
@@ -119,12 +124,12 @@ def test_an_interrupted_evaluation_continues(lesson, monkeypatch, capsys, signum
 
     monkeypatch.setattr(Evaluation, "_sampler", interrupted)
     assert call(*command) == 128 + signum
-    assert "interrupted; all that was written is whole" in capsys.readouterr().err
+    assert "interrupted; all written files are complete" in capsys.readouterr().err
     finished = len(json.loads(Path(signum.name, "results.json").read_text())["evaluations"])
-    assert finished == 3
+    assert finished == 2
     assert call(*command) == 0
     entries = json.loads(Path(signum.name, "results.json").read_text())["evaluations"]
-    assert len(entries) == 4 and len({json.dumps(entry) for entry in entries}) == 4
+    assert len(entries) == 3 and len({json.dumps(entry) for entry in entries}) == 3
 
 
 def test_inception_without_its_package(lesson, monkeypatch, capsys):
@@ -132,14 +137,14 @@ def test_inception_without_its_package(lesson, monkeypatch, capsys):
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     assert call(*COMMAND, "--features", "inception", "--num_samples", 10) == 2
     error = capsys.readouterr().err
-    assert "--features inception: needs the package torch-fidelity: pip install torch-fidelity" in error
+    assert "--features inception: needs a package: pip install torch-fidelity" in error
     assert error.count("\n") == 1
 
 
 def test_every_student_is_a_row_whatever_its_number_of_steps(lesson, monkeypatch, capsys):
     """Also those that are no power of two, or take more steps than the teacher is sampled with."""
     monkeypatch.chdir(lesson)
-    monkeypatch.setattr("utils.checkpoints.UNDISTILLED_SAMPLING_STEPS", 8)  # of the teacher: quicker
+    monkeypatch.setattr("utils.evaluation.evaluation.NUM_COMPARED", 1)
     flags = ["--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--initial_sampling_steps", 6]
     flags += ["--distillation_iterations", 2, "--output_dir", "threes"]
     assert call("distill.py", "--config_path", "tiny.yaml", *flags) == 0
@@ -148,11 +153,6 @@ def test_every_student_is_a_row_whatever_its_number_of_steps(lesson, monkeypatch
     assert call(*COMMAND, *flags, "--output_dir", "of_threes") == 0
     table = capsys.readouterr().out
     assert "distilled, ddim, 6 steps" in table and "distilled, ddim, 3 steps" in table
-    monkeypatch.setattr("utils.evaluation.evaluation.Evaluation.fewest_steps", lambda _: 4)
-    assert call(*COMMAND, *flags[:4], "--samplers", "ddim", "--output_dir", "of_threes") == 0
-    table = capsys.readouterr().out
-    assert "distilled, ddim, 6 steps" in table and "teacher, ddim, 3 steps" in table
-    assert "teacher, ddim, 6 steps" not in table
     assert call(*COMMAND, *flags, "--student_steps", 3, "--output_dir", "of_threes") == 0
     table = capsys.readouterr().out
     assert "distilled, ddim, 6 steps" not in table and "distilled, ddim, 3 steps" in table
@@ -176,5 +176,5 @@ def test_one_test_image_is_no_set(lesson, monkeypatch, capsys):
     Path("single.yaml").write_text(text.replace(str(lesson / "training"), str(lesson / "several")))
     command = ["evaluate.py", "--teacher", "output/tiny/diffusion-6.pt", "--num_samples", 3]
     assert call(*command, "--config_path", "single.yaml") == 2
-    assert "data.test_root: one picture is no set to compare with" in capsys.readouterr().err
+    assert "data.test_root: one image is not enough to compare with" in capsys.readouterr().err
     assert not Path("output/evaluation/single").exists()

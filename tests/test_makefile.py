@@ -4,7 +4,7 @@ import subprocess
 import pytest
 from conftest import ROOT
 
-from utils.config import load_config
+from utils.config.reading import load_config
 
 
 def makefile_variable(name: str) -> str:

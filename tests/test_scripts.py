@@ -13,7 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, call, run_script
 from PIL import Image
-from utils.files import locked
+
+from utils.system.files import locked
 
 
 def kill_once_there(path: Path, script: str, *arguments: object, cwd: Path) -> None:
@@ -30,7 +31,7 @@ def kill_once_there(path: Path, script: str, *arguments: object, cwd: Path) -> N
 def contents(path: Path) -> dict:
     """What a file of torch.save holds, as nested dictionaries of lists and tensors; but for where the teacher lay."""
     content = torch.load(path, weights_only=True)
-    content.get("identity", {}).pop("teacher_path", None)
+    content.get("identity", {}).pop("parent_path", None)
     return content
 
 
@@ -87,11 +88,11 @@ def test_the_lesson_killed_and_continued_is_the_lesson_undisturbed(small_steps, 
         assert_same(contents(students / name), contents(tmp_path / "undisturbed" / name))
 
     student = students / "2_2/diffusion-100.pt"
-    assert contents(student)["sampling_steps"] == 2
+    assert contents(student)["sampling"]["steps"] == 2
     panels = [f"{teacher}:8", f"{teacher}:2", f"{student}:2"]
     compared = run_script("sample.py", "--compare", *panels, "--num_samples", 9, "--output", "c.png", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
-    for report in ("teacher, 8 steps: 9 pictures in ", "distilled to 2, 2 steps: 9 pictures in ", "wrote c.png"):
+    for report in ("teacher, 8 steps: 9 samples in ", "distilled to 2, 2 steps: 9 samples in ", "wrote c.png"):
         assert report in compared.stdout
     width = Image.open(tmp_path / "c.png").size[0]
     assert width % 3 == 0 and width > 3 * 2 * (3 * 18 + 2)  # panels as wide as the longest label
@@ -177,13 +178,13 @@ def test_finished_runs_say_so_and_go_on_when_asked_for_more(folder_lesson, tmp_p
 
     flags = [*config, "--precision", "auto"]
     flags += ["--teacher_model_checkpoint", "output/tiny/diffusion-9.pt", "--initial_sampling_steps", 4]
-    monkeypatch.setattr("utils.compute.gains_by_bfloat16", lambda _: False)
+    monkeypatch.setattr("utils.checkpoints.compute.gains_by_bfloat16", lambda _: False)
     assert call("distill.py", *flags, "--distillation_iterations", 1) == 0
-    monkeypatch.setattr("utils.compute.gains_by_bfloat16", lambda _: True)  # at another hour
+    monkeypatch.setattr("utils.checkpoints.compute.gains_by_bfloat16", lambda _: True)  # at another hour
     assert call("distill.py", *flags, "--distillation_iterations", 3) == 0
     said = capsys.readouterr().out
     assert "1_4: finished, all 4 steps" in said and said.count("distilling on cpu in fp32") == 3
-    monkeypatch.setattr("utils.compute.gains_by_bfloat16", lambda _: False)
+    monkeypatch.setattr("utils.checkpoints.compute.gains_by_bfloat16", lambda _: False)
     assert sorted(os.listdir("output/distilled/tiny")) == [".lock", "1_4", "2_2", "3_1"]
     again = contents(Path("output/distilled/tiny/3_1/diffusion-4.pt"))
     assert call("distill.py", *flags, "--distillation_iterations", 3, "--restart") == 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from survival import CHECKPOINT, judge, make_lesson, survive
 
-from utils.config import load_config
+from utils.config.reading import load_config
 
 
 def test_mutated_files_are_refused_in_one_line(tmp_path, monkeypatch):

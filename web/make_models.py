@@ -18,11 +18,11 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
-from utils.checkpoint_files import load_checkpoint
-from utils.formats.onnx_file import write_onnx
-from utils.process.randomness import seed_of
-from utils.sampling import draw_samples
-from utils.training.students import latest_checkpoint
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.checkpoints.to_onnx import write_onnx
+from utils.system.seeds import seed_of
+from utils.checkpoints.sampling import draw_samples
+from utils.training.stage import latest_checkpoint
 
 from models.diffusion import Diffusion
 from utils.checkpoints import Checkpoint

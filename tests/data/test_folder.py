@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from utils.data.load import load_data, load_images, require_same_classes
-from utils.data.picture import read_picture
-from utils.errors import InputError
-from utils.schema import Config, Data
 
+from utils.config.schema import Config, Data
 from utils.data import prepared
-from utils.data.folder import picture_formats
+from utils.data.datasets import load_data, load_images, require_same_classes
+from utils.data.folder import image_formats, read_image
+from utils.system.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -37,21 +36,21 @@ def test_a_folder_of_images_of_any_size(tmp_path, capsys):
     data = load(tmp_path, num_classes=2, image_size=16, num_channels=3)
     assert data.images.shape == (2, 3, 16, 16)
     assert data.images[:, 0, 0, 0].tolist() == [10, 20] and data.labels.tolist() == [0, 1]
-    assert "2 pictures in 2 classes: 0 cats, 1 dogs/deep" in capsys.readouterr().out
+    assert "2 images in 2 classes: 0 cats, 1 dogs/deep" in capsys.readouterr().out
 
 
 def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     Image.fromarray(np.array([[0, 257, 32896, 65535]], dtype=np.uint16)).save(tmp_path / "a.png")
-    assert read_picture(tmp_path / "a.png", 1).tolist() == [[[0, 1, 128, 255]]]
+    assert read_image(tmp_path / "a.png", 1).tolist() == [[[0, 1, 128, 255]]]
 
 
 def test_what_has_no_white_is_no_picture(tmp_path):
     for name, kind in (("f.tif", np.float32), ("i.tif", np.int32)):
         Image.fromarray(np.ones((2, 2), kind)).save(tmp_path / name)
-        with pytest.raises(InputError, match=f"{name}: has 32 bits a pixel, of which nobody says what is white"):
-            read_picture(tmp_path / name, 1)
+        with pytest.raises(InputError, match=f"{name}: has 32 bits per pixel, so its white is unknown"):
+            read_image(tmp_path / name, 1)
     (tmp_path / "big.pgm").write_bytes(b"P5 2 1 65535 " + np.array([257, 65535], ">u2").tobytes())
-    assert read_picture(tmp_path / "big.pgm", 1).tolist() == [[[1, 255]]]
+    assert read_image(tmp_path / "big.pgm", 1).tolist() == [[[1, 255]]]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "gif"])
@@ -59,12 +58,12 @@ def test_what_is_transparent_is_white_whatever_the_file_hides_there(tmp_path, su
     image = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
     image.putpixel((1, 0), (0, 200, 0, 0))
     image.save(tmp_path / f"a.{suffix}", lossless=True)
-    picture = read_picture(tmp_path / f"a.{suffix}", 3)
+    picture = read_image(tmp_path / f"a.{suffix}", 3)
     assert picture[:, 0, 1].tolist() == [255, 255, 255] and picture[0, 0, 0] > 190 and picture[1, 0, 0] < 10
-    assert read_picture(tmp_path / f"a.{suffix}", 1)[0, 0, 1] == 255
+    assert read_image(tmp_path / f"a.{suffix}", 1)[0, 0, 1] == 255
     half = Image.new("LA", (1, 1), (0, 128))
     half.save(tmp_path / "half.png")
-    assert read_picture(tmp_path / "half.png", 1).item() == 127
+    assert read_image(tmp_path / "half.png", 1).item() == 127
 
 
 def test_a_photo_stands_upright(tmp_path):
@@ -73,7 +72,7 @@ def test_a_photo_stands_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     image.save(tmp_path / "a.jpg", exif=exif)
-    picture = read_picture(tmp_path / "a.jpg", 1)
+    picture = read_image(tmp_path / "a.jpg", 1)
     assert picture.shape == (1, 16, 8) and picture[0, 2, 4] > 250 and picture[0, 13, 4] < 5
 
 
@@ -83,14 +82,14 @@ def test_all_that_pillow_reads_is_read_and_the_rest_is_said(tmp_path, capsys):
     for name in ("notes.txt", "more.txt", "README"):
         (tmp_path / name).write_text("no image")
     assert len(load(tmp_path)) == 5
-    assert "skipped, no pictures: 2 .txt, 1 README" in capsys.readouterr().out
-    assert ".eps" not in picture_formats()  # would run another program
+    assert "skipped, not images: 2 .txt, 1 README" in capsys.readouterr().out
+    assert ".eps" not in image_formats()  # would run another program
 
 
 def test_no_picture_is_what_its_name_hides(tmp_path):
     """A file is not given to a reader that would run another program, whatever its suffix."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
-    with pytest.raises(InputError, match=r"a.png: not an image that can be read"):
+    with pytest.raises(InputError, match=r"a.png: not a readable image"):
         load(tmp_path)
 
 
@@ -108,27 +107,29 @@ def test_the_number_of_classes_must_fit(tmp_path, capsys):
             InputError, match=f"network.num_classes: {wrong}, but .* has 2 classes; it should be 2, or 0"
         ):
             load(tmp_path, num_classes=wrong)
-    with pytest.raises(InputError, match=r"network.num_classes: 1, but there is nothing to tell apart"):
+    with pytest.raises(
+        InputError, match=r"network.num_classes: 1, but .* has 0 classes: no subfolders, .*; it should be 0,"
+    ):
         load(tmp_path / "cats", num_classes=1)
     assert load(tmp_path).labels is None
     write_image(tmp_path / "loose.png")
     assert len(load(tmp_path)) == 3  # of which a network without classes makes nothing
     said = capsys.readouterr().out
-    assert "3 pictures, some beside the subfolders (loose.png): so the subfolders are no classes" in said
-    with pytest.raises(InputError, match=r"network.num_classes: 2, but .* has no classes: no subfolders, or"):
+    assert "3 images, some of them beside the subfolders (loose.png), which are therefore not classes" in said
+    with pytest.raises(InputError, match=r"network.num_classes: 2, but .* has 0 classes: no subfolders, or"):
         load(tmp_path, num_classes=2)
 
 
 def test_folders_that_are_none(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"data.root: .*nowhere: no such folder"):
         load(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="no pictures there, it is empty"):
+    with pytest.raises(InputError, match="no images there, it is empty"):
         load(tmp_path)
     write_image(tmp_path / "real/1.png")
     (tmp_path / "links").mkdir()
     (tmp_path / "links/linked").symlink_to(tmp_path / "real")
     (tmp_path / "links/a.txt").write_text("a")
-    with pytest.raises(InputError, match=r"no pictures there, there are (1 .txt, 1 links|1 links, 1 .txt)"):
+    with pytest.raises(InputError, match=r"no images there, there are (1 .txt, 1 links|1 links, 1 .txt)"):
         load(tmp_path / "links")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(load(Path("~/real"))) == 1
@@ -137,7 +138,7 @@ def test_folders_that_are_none(tmp_path, monkeypatch):
 def test_what_is_wrong_with_a_picture_is_said(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     path.write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"a.png: not an image that can be read, whatever its name"):
+    with pytest.raises(InputError, match=r"a.png: not a readable image, whatever its name"):
         load(tmp_path)
     write_image(path, 100, 100)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4999)  # beyond twice as many, it may be a bomb
@@ -147,7 +148,7 @@ def test_what_is_wrong_with_a_picture_is_said(tmp_path, monkeypatch):
     assert len(load(tmp_path)) == 1
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"a.png: (cannot be read: damaged|not an image)"):
+    with pytest.raises(InputError, match=r"a.png: (cannot be read: damaged|not a readable image)"):
         load(tmp_path)
 
     def forbidden(*_, **__):
@@ -169,10 +170,10 @@ def test_the_test_images_of_a_folder_have_its_classes(tmp_path):
     assert test.class_names == ["cats", "dogs"]
     require_same_classes(test.class_names, training.class_names)
     write_image(tmp_path / "b/bats/1.png")
-    with pytest.raises(InputError, match=r"data.test_root has classes that data.root has not: bats"):
+    with pytest.raises(InputError, match=r"data.root: missing subfolders: bats"):
         load_images(settings, test=True, accept=partial(require_same_classes, training=training.class_names))
     (tmp_path / "b/cats/3.png").unlink()
-    with pytest.raises(InputError, match=r"data.root has classes that data.test_root has not: cats"):
+    with pytest.raises(InputError, match=r"data.test_root: missing subfolders: cats"):
         load_images(settings, test=True, accept=partial(require_same_classes, training=training.class_names))
     with pytest.raises(InputError, match=r"data.test_root: missing"):
         load_images(settings.model_copy(update={"test_root": None}), test=True)

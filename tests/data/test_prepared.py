@@ -13,12 +13,12 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from test_folder import write_image
-from utils.data.image_set import ImageSet, content_hash
-from utils.errors import InputError
-from utils.schema import Data
 
+from utils.config.schema import Data
 from utils.data import prepared
+from utils.data.images import ImageSet, content_hash
 from utils.data.prepared import load_folder
+from utils.system.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +51,10 @@ def test_what_has_been_prepared_is_mapped_and_not_decoded_again(root, cache, mon
     first = load(root)
     assert values(first) == [1, 3, 5, 7, 0, 2, 4, 6] and first.labels.tolist() == [0] * 4 + [1] * 4
     assert first.class_names == ["cats", "dogs"] and first.hash == content_hash(first.images, first.labels)
-    monkeypatch.setattr(prepared, "read_picture", decoded_again)
+    monkeypatch.setattr(prepared, "read_image", decoded_again)
     again = load(root)
     assert torch.equal(again.images, first.images) and again.hash == first.hash
-    again.let_go()
+    again.release()
     assert torch.equal(again.images, first.images)
     again.images[0] = 9  # reaches no other process
     assert values(load(root))[0] == 1
@@ -100,11 +100,11 @@ def test_a_few_broken_pictures_are_named_and_left_out(root, capsys):
     data = load(root, most_broken=0.3)
     assert values(data) == [1, 3, 5, 7, 0, 2, 4, 6] and data.labels.tolist() == [0] * 4 + [1] * 4
     said = capsys.readouterr().out
-    assert f"3 left out: {root}/cats/broken0.png: not an image that can be read" in said and "broken2.png" in said
-    assert "8 pictures in 2 classes: 0 cats, 1 dogs" in said
+    assert f"3 left out: {root}/cats/broken0.png: not a readable image" in said and "broken2.png" in said
+    assert "8 images in 2 classes: 0 cats, 1 dogs" in said
     for _ in range(2):  # prepared or not
         with pytest.raises(
-            InputError, match=r"broken2.png: .*3 of 11 pictures, more than data.most_broken allows: 0.2"
+            InputError, match=r"broken2.png: .*3 of 11 images, more than the fraction that data.most_broken allows, 0.2"
         ):
             load(root, most_broken=0.2)
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_read_now_is_not_left_out_for_ever(root, monkeypatch, cac
         raise InputError(f"{path}: cannot be read: Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "read_picture", forbidden)
+        patch.setattr(prepared, "read_image", forbidden)
         with pytest.raises(InputError, match=r"1.png: cannot be read: Permission denied$"):
             load(root, most_broken=1.0)
     assert not list(cache.glob("*.uint8")) and len(load(root).images) == 8
@@ -123,7 +123,7 @@ def test_what_cannot_be_read_now_is_not_left_out_for_ever(root, monkeypatch, cac
 def test_a_class_without_a_picture_that_can_be_read_is_an_error(root):
     (root / "bats").mkdir()
     (root / "bats/1.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"pictures/bats: none of its pictures can be read: .*bats/1.png: not"):
+    with pytest.raises(InputError, match=r"pictures/bats: none of its images can be read: .*bats/1.png: not"):
         load(root, most_broken=0.5)
 
 
@@ -146,7 +146,7 @@ def test_workers_decode_what_one_process_does(root, monkeypatch):
         write_image(root / f"birds/{i:03}.png", 10 + i, 40, i)
     (root / "birds/050.png").write_bytes(b"no picture")
     alone = load(root)
-    monkeypatch.setattr(prepared, "FEW_PICTURES", 10)
+    monkeypatch.setattr(prepared, "FEW_IMAGES", 10)
     monkeypatch.setattr(prepared, "VERSION", 99)
     parallel = load(root)
     assert torch.equal(parallel.images, alone.images) and torch.equal(parallel.labels, alone.labels)
@@ -173,7 +173,7 @@ def test_links_out_of_the_folder_are_not_followed(root, tmp_path, capsys):
     (root / "cats/within.png").symlink_to(root / "cats/1.png")
     data = load(root)
     assert values(data) == [1, 3, 5, 7, 1, 0, 2, 4, 6] and data.class_names == ["cats", "dogs"]
-    assert "skipped, no pictures: 3 links" in capsys.readouterr().out
+    assert "skipped, not images: 3 links" in capsys.readouterr().out
 
 
 def test_what_real_folders_hold(tmp_path):
@@ -197,18 +197,18 @@ def test_a_large_photo_is_read_at_a_fraction_of_its_size(tmp_path):
     """And looks the same, to two greys, as the whole read and resized."""
     ramp = torch.linspace(0, 255, 1024).byte().expand(3, 1024, 1024)
     Image.fromarray(ramp.permute(1, 2, 0).numpy()).save(tmp_path / "a.jpg", quality=95)
-    small = prepared.read_picture(tmp_path / "a.jpg", 3, at_least=64)
+    small = prepared.read_image(tmp_path / "a.jpg", 3, at_least=64)
     assert small.shape == (3, 128, 128)
-    whole = prepared.read_picture(tmp_path / "a.jpg", 3)
+    whole = prepared.read_image(tmp_path / "a.jpg", 3)
     assert (prepared.fit(small[None], 32, 3).int() - prepared.fit(whole[None], 32, 3).int()).abs().max() <= 2
 
 
 PREPARE = """
 import sys
 from pathlib import Path
-from utils.schema import Data
+from utils.config.schema import Data
 from utils.data import prepared
-prepared.FEW_PICTURES = 0
+prepared.FEW_IMAGES = 0
 settings = Data(name="folder", root="pictures", image_size=8, num_channels=1)
 print(prepared.load_folder(Path("pictures"), "data.root", settings).hash)
 """

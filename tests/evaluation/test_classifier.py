@@ -2,11 +2,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from utils.data.image_set import ImageSet, content_hash
-from utils.errors import InputError
+from conftest import image_set
 
+from utils.data.images import ImageSet, content_hash
 from utils.evaluation import classifier
 from utils.evaluation.classifier import load_classifier
+from utils.system.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -20,7 +21,7 @@ def shapes(count: int, seed: int) -> ImageSet:
     for image, label, place in zip(images, labels, places, strict=True):
         image[0, place] += 150 * (1 - label).byte()
         image[0, :, place] += 150 * label.byte()
-    return ImageSet.in_memory(images, labels, ["across", "upright"])
+    return image_set(images, labels, ["across", "upright"])
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def test_it_learns_and_is_trained_only_once(cache, capsys, monkeypatch):
     assert classifier.accuracy(first, test.images, test.labels) > 0.9
     assert classifier.accuracy(first, test.images, 1 - test.labels) < 0.7
     share = 100 * classifier.accuracy(first, test.images, test.labels)
-    assert f"a classifier that knows {share:.2f}% of the test images" in capsys.readouterr().out
+    assert f"a classifier with an accuracy of {share:.2f}% on the test images" in capsys.readouterr().out
     monkeypatch.setattr(classifier, "train_classifier", None)
     second, same_name = load_classifier("shapes", training, test, CPU)
     assert name == same_name and len(list(cache.iterdir())) == 1

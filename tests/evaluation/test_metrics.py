@@ -1,19 +1,21 @@
 """The metrics against computations of their own, and against what every metric must say of real and of no images."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import ROOT
-from utils.data.image_set import to_unit_range
-from utils.data.load import load_images
-from utils.errors import InputError
-from utils.schema import Data
 
+from utils.config.schema import Data
+from utils.data.datasets import load_images
+from utils.data.images import to_unit_range
 from utils.evaluation import classifier, metrics
 from utils.evaluation.classifier import Classifier, train_classifier
-from utils.evaluation.metrics import Extractor, QualityMetrics
+from utils.evaluation.metrics import METRICS, Extractor, Features
+from utils.system.errors import InputError
 
 CPU = torch.device("cpu")
-AS_THEY_ARE = Extractor("as they are", 8, 0, lambda features: (features, None))  # the images are the features
+AS_THEY_ARE = Extractor("as they are", 0, lambda features: (features, None))  # the images are the features
 
 
 def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -35,9 +37,13 @@ def correlated(count: int, seed: int, mean: float = 0.0) -> torch.Tensor:
     return torch.randn(count, 8) @ mixing + mean
 
 
-def score(real, pictures, extractor=AS_THEY_ARE, size=100):
-    features = map(extractor.extract, real.split(size))
-    return QualityMetrics(extractor, features, CPU).score(map(extractor.extract, pictures.split(size)))
+def score(real, pictures, extractor=AS_THEY_ARE) -> SimpleNamespace:
+    """All metrics of two sets of images."""
+    sets = [Features(*extractor.extract(images)) for images in (real, pictures)]
+    found = {}
+    for metric in METRICS:
+        found |= metric(*sets)
+    return SimpleNamespace(**found)
 
 
 def test_fid_is_an_independent_computation_of_it():
@@ -50,7 +56,7 @@ def test_fid_is_an_independent_computation_of_it():
 def test_fid_of_shifted_features_is_the_square_of_the_shift():
     real = correlated(1000, 0)
     assert score(real, real + 3.0).fid == pytest.approx(8 * 9, rel=1e-4)
-    assert score(real, real.flip(0), size=77).fid == pytest.approx(0, abs=1e-3)
+    assert score(real, real.flip(0)).fid == pytest.approx(0, abs=1e-3)
 
 
 def test_kid_is_an_independent_computation_of_it():
@@ -68,19 +74,17 @@ def test_kid_is_an_independent_computation_of_it():
     assert scores.kid == pytest.approx(float(expected), rel=1e-3) and scores.kid_std == pytest.approx(0, abs=1e-2)
 
 
-def test_each_set_is_judged_alone_and_the_same_every_time():
-    real = correlated(3000, 0)
-    quality = QualityMetrics(AS_THEY_ARE, map(AS_THEY_ARE.extract, real.split(500)), CPU)
-    first = quality.score([AS_THEY_ARE.extract(correlated(1500, 1))])
-    state = torch.get_rng_state()
-    other = quality.score(map(AS_THEY_ARE.extract, correlated(1500, 2, mean=2.0).split(100)))
-    torch.set_rng_state(state)
+def test_it_is_the_same_every_time_and_leaves_the_random_numbers_alone():
+    real, near, far = correlated(3000, 0), correlated(1500, 1), correlated(1500, 2, mean=2.0)
+    first, state = score(real, near), torch.get_rng_state()
+    other = score(real, far)
+    assert torch.equal(torch.get_rng_state(), state)
     assert other.fid > first.fid and other.kid > first.kid
-    assert quality.score([AS_THEY_ARE.extract(correlated(1500, 1))]) == first
+    assert score(real, near) == first
 
 
 def test_the_spread_over_classes():
-    extractor = Extractor("sign", 8, 2, lambda features: (features, (features[:, 0] > 0).long()))
+    extractor = Extractor("sign", 2, lambda features: (features, (features[:, 0] > 0).long()))
     real, pictures = torch.randn(100, 8), torch.randn(50, 8)
     real[:, 0], pictures[:, 0] = 1.0, 1.0
     real[:50, 0], pictures[:10, 0] = -1.0, -1.0
@@ -102,18 +106,17 @@ def mnist():
         features = network.features(to_unit_range(images))
         return features, network.head(features).argmax(dim=1)
 
-    return training.images[6000:], test.images, Extractor("mnist", 128, 10, extract)
+    return training.images[6000:], test.images, Extractor("mnist", 10, extract)
 
 
 def test_real_images_and_noise(mnist):
     """The floor lies near 0, noise lies farther than the features are spread, damage lies between; by FID and KID."""
     training, test, extractor = mnist
-    quality = QualityMetrics(extractor, map(extractor.extract, test.split(500)), CPU)
     noise = torch.randint(256, (5000, 1, 16, 16), dtype=torch.uint8)
-    itself, floor, blurred, noise = (
-        quality.score(map(extractor.extract, images.split(500)))
-        for images in (test, training[:5000], training[:5000] // 2, noise)
-    )
+    with torch.inference_mode():
+        itself, floor, blurred, noise = (
+            score(test, images, extractor) for images in (test, training[:5000], training[:5000] // 2, noise)
+        )
     assert abs(itself.fid_share) < 1e-3 and itself.class_distance == 0
     assert 1e-3 < floor.fid_share < 0.02 and floor.class_distance < 0.03
     assert floor.fid < blurred.fid < noise.fid and floor.kid < blurred.kid < noise.kid
@@ -125,7 +128,7 @@ def test_fid_on_real_features_is_an_independent_computation_of_it(mnist):
     training, test, extractor = mnist
     with torch.inference_mode():
         real, pictures = (extractor.extract(images[:3000])[0] for images in (test, training // 3 * 2))
-    fid = score(test[:3000], training[:3000] // 3 * 2, extractor).fid
+        fid = score(test[:3000], training[:3000] // 3 * 2, extractor).fid
     assert fid == pytest.approx(frechet(real, pictures), rel=1e-3)
 
 
@@ -137,7 +140,10 @@ def test_inception_that_cannot_be_had_is_one_clear_line(monkeypatch):
         raise OSError("no route to host")
 
     nothing = (torch.empty(0), torch.empty(0))
-    for failure, message in ((missing, "needs the package torch-fidelity"), (unreachable, "no route to host")):
+    for failure, message in (
+        (missing, "pip install torch-fidelity"),
+        (unreachable, "no route to host"),
+    ):
         monkeypatch.setattr(metrics, "FrechetInceptionDistance", failure)
         with pytest.raises(InputError, match=rf"--features inception: .*{message}"):
             metrics.inception_features("MNIST", nothing, nothing, CPU)

@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from utils.errors import InputError
 
 from utils.evaluation.results import Results
+from utils.system.errors import InputError
 
 
 def test_what_was_added_is_found_again(tmp_path):
@@ -25,7 +25,7 @@ def test_something_else_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "content", [{"format_version": 2, "evaluations": []}, {"format_version": 1, "evaluations": [1]}]
+    "content", [{"format_version": 1, "evaluations": []}, {"format_version": 2, "evaluations": [1]}]
 )
 def test_another_version_is_refused(tmp_path, content):
     path = tmp_path / "results.json"

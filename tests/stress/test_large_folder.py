@@ -17,13 +17,13 @@ import pytest
 import torch
 from conftest import ROOT, finish, run_in_processes
 from PIL import Image
-from utils.compute import Compute
-from utils.data.load import load_images
 
 from models.diffusion import stratified, training_loss
-from utils.checkpoints import build_model
-from utils.config import load_config
-from utils.data.batches import ImageData
+from utils.checkpoints.build import build_model
+from utils.checkpoints.compute import Compute
+from utils.config.reading import load_config
+from utils.data.datasets import load_images
+from utils.data.images import ImageData
 from utils.training.trainer import Trainer
 
 NUM_PICTURES, NUM_BROKEN, GIB = 100_000, 50, 2**30
@@ -107,7 +107,7 @@ def test_a_step_takes_as_long_as_with_data_in_memory(folder, monkeypatch):
     torch.set_num_threads(2)
     config = load_config("large.yaml")
     mapped = load_images(config.data)
-    in_memory = replace(mapped, images=mapped.images.clone(), let_go=None)
+    in_memory = replace(mapped, images=mapped.images.clone(), release=None)
     sources = [ImageData(data, with_classes=True, seed=0, random_flip=False) for data in (mapped, in_memory)]
     compute = Compute(torch.device("cpu"), "fp32", compile=False)
     trainers, times = [], ([], [])

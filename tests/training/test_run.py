@@ -1,113 +1,117 @@
-from pathlib import Path
+import json
+import math
+import signal
 
 import pytest
 import torch
-from one_weight import make_loop, take_steps
-from utils.errors import InputError
-from utils.schema import Config
+from one_weight import make_run, make_stage, step_down, take_steps
 
-from utils.checkpoints import TrainedOn
-from utils.training.run import Run, delete_run
-
-
-def test_a_state_of_another_run_is_refused_by_name(tmp_path):
-    take_steps(make_loop(tmp_path, num_steps=10, identity={"training": {"batch_size": 3}, "seed": 0}))
-    with pytest.raises(InputError, match=r"training_state.pt: belongs to another run: training.batch_size is 3 there"):
-        Run.open(tmp_path, {"training": {"batch_size": 4}, "seed": 0}, 10)
-    assert Run.open(tmp_path, {"training": {"batch_size": 3}, "seed": 0}, 10).state["step"] == 10
+from utils.system.errors import InputError
+from utils.system.signals import Interrupted
+from utils.training.run import Run
+from utils.training.state import read_state
 
 
-def test_only_a_finished_run_may_grow(tmp_path):
-    take_steps(make_loop(tmp_path, num_steps=10))
-    assert Run.open(tmp_path, {"a": 1}, 20, may_grow=True).state["step"] == 10
-    for num_steps, may_grow in ((20, False), (5, True)):
-        with pytest.raises(InputError, match=rf"10 training steps \(10 taken\), and is now asked for {num_steps}"):
-            Run.open(tmp_path, {"a": 1}, num_steps, may_grow=may_grow)
-    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
-    torch.save(state | {"num_steps": 30}, tmp_path / "training_state.pt")
-    with pytest.raises(InputError, match="30 finishes it, then it can be taken further"):
-        Run.open(tmp_path, {"a": 1}, 40, may_grow=True)
+def test_what_a_run_writes(tmp_path):
+    take_steps(make_run(tmp_path, num_steps=25))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    steps = (10, 20, 25)
+    expected = [f"diffusion-{s}.pt" for s in steps] + [f"sample-{s}.png" for s in steps]
+    assert names == sorted([*expected, "metrics.jsonl", "training_state.pt"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 10, 12, 16, 20, 24, 25]
+    assert lines[0]["loss"] > lines[-1]["loss"] > 0
+    numbers = {"loss", "gradient_norm", "skipped_steps", "learning_rate", "steps_per_second"}
+    assert lines[0].keys() == {"step"} | numbers
 
 
-def test_broken_states_are_refused(tmp_path):
-    take_steps(make_loop(tmp_path, num_steps=10))
-    path = tmp_path / "training_state.pt"
-    state = torch.load(path, weights_only=True)
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=r"training_state.pt: truncated or damaged, or not a training state"):
-        Run.open(tmp_path, {"a": 1}, 10)
-    torch.save(state | {"network": {}}, path)
-    with pytest.raises(InputError, match=r"training_state.pt: damaged"):
-        make_loop(tmp_path, num_steps=10)
-    path.unlink()
-    with pytest.raises(InputError, match=r"diffusion-10.pt: in the way: a checkpoint without training_state.pt"):
-        Run.open(tmp_path, {"a": 1}, 10)
+def test_two_networks_are_saved_logged_and_resumed_like_one(tmp_path):
+    names = ("model", "auxiliary")
+    run = make_run(tmp_path / "stopped", names=names)
+    for step in run.steps():
+        step_down(run.trainers["model"], (run.trainers["model"].network.weight - 1).square())
+        step_down(run.trainers["auxiliary"], (run.trainers["auxiliary"].network.weight + 2).square())
+        if step == 25:
+            break
+    states = []
+    for folder in ("stopped", "undisturbed"):
+        run = make_run(tmp_path / folder, names=names)
+        assert run.step == (20 if folder == "stopped" else 0)
+        for _ in run.steps():
+            step_down(run.trainers["model"], (run.trainers["model"].network.weight - 1).square())
+            step_down(run.trainers["auxiliary"], (run.trainers["auxiliary"].network.weight + 2).square())
+        states.append(read_state(make_stage(tmp_path / folder))["trainers"])
+        lines = [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
+        assert lines[-1]["loss"] < 0.1 and lines[-1]["auxiliary/loss"] < 0.5 and len(lines) == 12
+    for name, sign in (("model", 1), ("auxiliary", -1)):
+        one, other = (state[name]["network"]["weight"] for state in states)
+        assert torch.equal(one, other) and one.sign() == sign
+    with pytest.raises(InputError, match="damaged: other: not the state of a trainer"):
+        make_run(tmp_path / "stopped", names=("other",))
 
 
-def test_deleting_a_run_deletes_nothing_else(tmp_path):
-    take_steps(make_loop(tmp_path, num_steps=10))
-    (tmp_path / "notes.txt").write_text("mine")
-    delete_run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+def test_ten_skipped_steps_in_a_row_stop_the_run_and_the_last_checkpoint_stands(tmp_path):
+    run = make_run(tmp_path)
+    trainer = run.trainers["model"]
+    with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row"):
+        for step in run.steps():
+            step_down(trainer, (trainer.network.weight - 1).square() * (math.nan if 13 <= step < 23 else 1))
+    state = read_state(make_stage(tmp_path))
+    assert state["step"] == 20 and torch.isfinite(state["trainers"]["model"]["network"]["weight"])
 
 
-def test_the_state_is_deleted_first_and_the_lock_last(tmp_path, monkeypatch):
-    """A state without its checkpoints would be continued; another run may take the lock once it is gone."""
-    take_steps(make_loop(tmp_path, num_steps=10))
-    unlink, deleted = Path.unlink, []
-    monkeypatch.setattr(Path, "unlink", lambda path: deleted.append(path.name) or unlink(path))
-    delete_run(tmp_path)
-    deleted.remove(".writable.tmp")
-    assert deleted[0] == "training_state.pt" and deleted[-1] == ".lock" and len(deleted) == 5
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_finishes_the_step_and_saves(tmp_path, signum):
+    run, before = make_run(tmp_path / "stopped"), signal.getsignal(signum)
+    trainer = run.trainers["model"]
+    with pytest.raises(Interrupted, match="stopped, after step 14") as stopped:
+        for step in run.steps():
+            if step == 13:
+                signal.raise_signal(signum)
+            step_down(trainer, (trainer.network.weight - 1).square())
+    assert stopped.value.exit_code == 128 + signum
+    assert signal.getsignal(signum) == before
+    assert read_state(make_stage(tmp_path / "stopped"))["step"] == 14
+    weights = []
+    for name in ("stopped", "undisturbed"):
+        take_steps(make_run(tmp_path / name))
+        state = read_state(make_stage(tmp_path / name))
+        weights.append(state["trainers"]["model"]["network"]["weight"])
+    assert torch.equal(*weights)
 
 
-CONFIG = {
-    "data": {"name": "MNIST", "image_size": 8, "num_channels": 1},
-    "network": {"features": 2, "multipliers": [1], "attention_resolutions": []},
-}
+def test_a_state_is_saved_every_so_many_minutes(tmp_path, monkeypatch):
+    run, saved = make_run(tmp_path), []
+    trainer = run.trainers["model"]
+    clock = iter(range(0, 100_000, 90))  # a minute and a half from look to look
+    monkeypatch.setattr("utils.training.run.time.monotonic", lambda: next(clock))
+    for step in run.steps():
+        step_down(trainer, (trainer.network.weight - 1).square())
+        if (tmp_path / "training_state.pt").exists():
+            saved.append(read_state(make_stage(tmp_path))["step"])
+        if step == 30:
+            break
+    assert run.stage.settings.checkpoint_every_minutes == 10
+    assert sorted(set(saved)) == [7, 10, 16, 20, 26, 30]  # a look a step, and one at each save
 
 
-@pytest.mark.parametrize(
-    ("changes", "refused"),
-    [
-        ({"compile": False, "sampling": {"num_samples": 3}, "distillation": {"batch_size": 3}}, False),
-        ({"data": CONFIG["data"] | {"root": "elsewhere", "test_root": "there"}}, False),
-        ({"training": {"save_and_sample_every_n": 7, "log_every_n": 3, "accumulation_steps": 2}}, False),
-        ({"training": {"learning_rate": 1e-3}}, "training.learning_rate is 0.0002 there and 0.001 here"),
-        ({"data": CONFIG["data"] | {"random_flip": True}}, "data.random_flip is False there and True here"),
-        ({"precision": "bf16"}, "precision is auto there and bf16 here"),
-    ],
-)
-def test_what_changes_the_weights_is_compared_and_nothing_else(tmp_path, changes, refused):
-    before, now = Config.model_validate(CONFIG), Config.model_validate(CONFIG | changes)
-    run = Run.of_training(tmp_path, before, None, restart=False)
-    num_steps = before.training.num_training_steps
-    take_steps(make_loop(tmp_path, num_steps=10, identity=run.identity))
-    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
-    torch.save(state | {"num_steps": num_steps}, tmp_path / "training_state.pt")
-    if refused:
-        with pytest.raises(InputError, match=f"another run: {refused}; the same value continues it, another"):
-            Run.of_training(tmp_path, now, None, restart=False)
-    else:
-        assert Run.of_training(tmp_path, now, None, restart=False).state["step"] == 10
+@pytest.mark.parametrize(("signum", "at_step"), [(signal.SIGINT, 10), (signal.SIGTERM, 40)])
+def test_told_to_stop_while_it_draws_it_does_not_finish_the_drawing(tmp_path, monkeypatch, signum, at_step):
+    """Nor does a distillation go on with the next student, after the last step of this one."""
+    run, drawn = make_run(tmp_path), []
+    draw = Run._draw
 
+    def told(self, *arguments):
+        if self.step == at_step:
+            signal.raise_signal(signum)
+        draw(self, *arguments)
+        drawn.append(self.step)
 
-THESE = TrainedOn(data_hash="these", class_names=["a"])
-
-
-def test_other_images_are_another_run(tmp_path):
-    loop = make_loop(tmp_path, num_steps=10)
-    loop.run.use_data(THESE)
-    take_steps(loop)
-    assert torch.load(tmp_path / "diffusion-10.pt", weights_only=True)["trained_on"] == THESE.model_dump()
-    Run.open(tmp_path, {"a": 1}, 20, may_grow=True).use_data(THESE)
-    with pytest.raises(InputError, match="the images or their classes have changed since"):
-        Run.open(tmp_path, {"a": 1}, 20, may_grow=True).use_data(THESE.model_copy(update={"data_hash": "those"}))
-
-
-def test_another_teacher_is_called_by_its_path(tmp_path):
-    identity = {"teacher_model_checkpoint": "hash", "teacher_path": "a/diffusion-1.pt"}
-    take_steps(make_loop(tmp_path, num_steps=10, identity=identity))
-    assert Run.open(tmp_path, identity | {"teacher_path": "moved.pt"}, 10).state["step"] == 10
-    with pytest.raises(InputError, match=r"its teacher was a/diffusion-1.pt, with other contents than b.pt has now"):
-        Run.open(tmp_path, {"teacher_model_checkpoint": "other", "teacher_path": "b.pt"}, 10)
+    monkeypatch.setattr(Run, "_draw", told)
+    with pytest.raises(Interrupted, match=f"after step {at_step}") as stopped:
+        take_steps(run)
+    assert stopped.value.exit_code == 128 + signum and at_step not in drawn
+    assert read_state(make_stage(tmp_path))["step"] == at_step
+    monkeypatch.undo()
+    take_steps(make_run(tmp_path))
+    assert (tmp_path / "diffusion-40.pt").exists()

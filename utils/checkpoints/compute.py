@@ -35,16 +35,19 @@ def choose_device(name: str | None) -> torch.device:
     """
     many = distributed.world_size() > 1
     try:
-        if name is None:
-            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-            if device.type != "cuda" and many:  # Apple's machines have only one GPU
-                device = torch.device("cpu")
-        else:
-            device = torch.device(name)
-        if device.type not in ("cpu", "cuda") and many:
-            raise InputError(f"--device {device}: not for several processes; cpu and cuda are")
-        if device.type == "cuda" and many:
-            device = _gpu_of_this_rank(device)
+        default = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        device = default if name is None else torch.device(name)
+        if many and device.type not in ("cpu", "cuda"):  # Apple's machines have only one GPU
+            if name is not None:
+                raise InputError(f"--device {device}: not for several processes; cpu and cuda are")
+            device = torch.device("cpu")
+        if many and device.type == "cuda":
+            if device.index is not None:
+                raise InputError(f"--device {device}: each process has its own GPU; use cuda, or leave the flag out")
+            if distributed.local_rank() >= (count := torch.cuda.device_count()):
+                problem = f"torchrun started more processes on this machine than it has GPUs, {count}"
+                raise InputError(f"{problem}; --nproc_per_node should be that number, or --device cpu")
+            device = torch.device("cuda", distributed.local_rank())
         if name is not None:  # a test on this very device; another would allocate memory on the first GPU
             torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -52,17 +55,6 @@ def choose_device(name: str | None) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # for synchronization, and for libraries that use the current GPU
     return device
-
-
-def _gpu_of_this_rank(device: torch.device) -> torch.device:
-    if device.index is not None:
-        raise InputError(f"--device {device}: each process has its own GPU; use cuda, or leave the flag out")
-    if distributed.local_rank() >= torch.cuda.device_count():
-        raise InputError(
-            f"torchrun started more processes on this machine than it has GPUs, {torch.cuda.device_count()}; "
-            "--nproc_per_node should be that number, or --device cpu"
-        )
-    return torch.device("cuda", distributed.local_rank())
 
 
 @dataclass(frozen=True)
@@ -96,24 +88,18 @@ class Compute:
         if device.type == "cuda":  # fp32 means float32, not the shorter TF32, PyTorch's default for convolutions
             torch.set_float32_matmul_precision("highest")
             torch.backends.cudnn.allow_tf32 = False
-        if previous is None:
-            precision = config.precision
-            if precision == "auto":
-                # Only our network keeps the layers in float32 whose rounding would remain visible in samples.
-                is_ours = config.network.type == "unet"
-                precision = "bf16" if is_ours and gains_by_bfloat16(device) else "fp32"
-            compiled = config.compile
-            if compiled == "auto":
-                flop = passes * forward_flop(config) / distributed.world_size()
-                compiled = is_worth_compiling(flop, device, training)
-            return cls(device, precision, compiled)
-        changed = previous["processes"] != distributed.world_size()
-        return cls(device, previous["precision"], previous["compile"], previous["processes"] if changed else None)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of convolutions and attention."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        if previous is not None:
+            changed = previous["processes"] != distributed.world_size()
+            return cls(device, previous["precision"], previous["compile"], previous["processes"] if changed else None)
+        precision, compiled = config.precision, config.compile
+        if precision == "auto":
+            # Only our network keeps the layers in float32 whose rounding would remain visible in samples.
+            precision = "bf16" if config.network.type == "unet" and gains_by_bfloat16(device) else "fp32"
+        if compiled == "auto":
+            flop = passes * forward_flop(config) / distributed.world_size()
+            on_cpu = not training and flop > WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
+            compiled = {"cpu": on_cpu, "cuda": flop > WORTH_COMPILING_ON_A_GPU}.get(device.type, False)
+        return cls(device, precision, compiled)
 
     @property
     def compiles(self) -> bool:
@@ -173,25 +159,15 @@ def gains_by_bfloat16(device: torch.device) -> bool:
     return seconds[torch.float32] > WORTH_ROUNDING * seconds[torch.bfloat16]
 
 
-def is_worth_compiling(flop: float, device: torch.device, training: bool) -> bool:
-    """Whether compiling pays for itself in a run of this many floating-point operations."""
-    if device.type == "cpu":
-        return not training and flop > WORTH_COMPILING_PER_CPU_THREAD * torch.get_num_threads()
-    return device.type == "cuda" and flop > WORTH_COMPILING_ON_A_GPU
-
-
 @cache
 def compiler_works(device: torch.device) -> bool:
     """Whether torch.compile works here; prints a warning if not."""
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # whatever the reason, the run works without
-        reason = str(error).strip().splitlines()[0]
+        message = f"{sys.argv[0]}: warning: the network is not compiled: {str(error).strip().splitlines()[0]:.200}"
         if distributed.is_rank_zero():
-            print(
-                f"{sys.argv[0]}: warning: cannot compile, so the network is not compiled: {reason:.200}",
-                file=sys.stderr,
-            )
+            print(message, file=sys.stderr)
         return False
     return True
 

@@ -13,7 +13,6 @@ from models.guidance import evaluations_per_step, guided
 from models.samplers import SAMPLERS
 from utils.config.schema import Config, SamplerSettings
 from utils.system.distributed import distributed_map, tasks_per_rank
-from utils.system.errors import InputError
 from utils.system.seeds import SampleNoise
 
 VARIANCES = {"small": 0.0, "large": 1.0}
@@ -41,10 +40,8 @@ def draw_batch(
 
     A sample depends on its index, the seed and the sampler's settings, not on its batch. A class-conditional model
     cycles through `classes`; by default, sample i is of class i modulo their number. `tick()` is called at each network
-    evaluation. Raises InputError for an unknown sampler.
+    evaluation.
     """
-    if sampling.sampler not in SAMPLERS:
-        raise InputError(f"sampler {sampling.sampler}: should be {' or '.join(SAMPLERS)}")
     sampler, data = SAMPLERS[sampling.sampler], config.data
     classes = classes or range(config.network.num_classes)
 

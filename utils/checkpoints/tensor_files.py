@@ -2,8 +2,7 @@
 
 PyTorch's `weights_only` prevents a file from running code, but not from unpacking to a thousand times its size, from
 declaring tensors that it does not contain, or from containing something unexpected. So the archive is checked before
-PyTorch reads it, and every value afterwards. The library safetensors checks its files itself, except for the size of
-the header.
+PyTorch reads it, and every value afterwards. The library safetensors checks its files itself, but not their size.
 """
 
 import warnings

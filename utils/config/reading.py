@@ -14,15 +14,6 @@ from utils.system.distributed import on_rank_zero
 from utils.system.errors import InputError
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = read_yaml(path)
-    if content is None:
-        raise InputError(f"{path}: the file is empty; start from a copy of configs/ddpm_32x32_v_continuous.yaml")
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: should be sections of `key: value`, not a {type(content).__name__}")
-    return {key: value for key, value in content.items() if value is not None}  # an empty section keeps its defaults
-
-
 def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:
     """The valid keys at a location of a section."""
     for name in location[:-1]:
@@ -75,15 +66,16 @@ def _short(value: object) -> str:
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Reads and validates a configuration; every rank gets that of rank 0, including its flags.
 
-    Args:
-        path: a YAML file.
-        overrides: values of command-line flags by dotted key, such as {"training.batch_size": 32}.
-
-    Raises:
-        InputError: naming the file (or the flag), the key, what is wrong and what would be right.
+    `overrides` are the values of command-line flags by dotted key, such as {"training.batch_size": 32}. Raises
+    InputError, which names the file (or the flag), the key, what is wrong and what would be right.
     """
     path, overrides = Path(path), overrides or {}
-    content = _read(path)
+    content = read_yaml(path)
+    if content is None:
+        raise InputError(f"{path}: the file is empty; start from a copy of configs/ddpm_32x32_v_continuous.yaml")
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: should be sections of `key: value`, not a {type(content).__name__}")
+    content = {key: value for key, value in content.items() if value is not None}  # an empty section: its defaults
     for key, value in overrides.items():
         section, _, name = key.rpartition(".")
         if not section:

@@ -55,11 +55,7 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> Any:
-    """Reads a YAML file, without executing anything.
-
-    Raises:
-        InputError: it does not exist, is too large, or is not YAML.
-    """
+    """Reads a YAML file, without executing anything. Raises InputError if it is missing, too large, or not YAML."""
     require_regular_file(path)
     try:
         with open(path, "rb") as file:

@@ -189,10 +189,7 @@ def _report(folder: Folder, index: Index, class_names: list[str]) -> None:
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Callable[[], object]]:
-    """A memory-mapped file as a tensor, and a function that releases the pages that were read.
-
-    Until then they count as this process's memory; afterwards the system may still cache them.
-    """
+    """A memory-mapped file as a tensor, and a function that releases the pages that this process has read."""
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # writes do not reach the file
     dont_need = getattr(mmap, "MADV_DONTNEED", None)  # not on Windows

@@ -29,21 +29,11 @@ class Classifier(nn.Module):
 
     def __init__(self, num_channels: int, num_classes: int):
         super().__init__()
-
-        def convolution(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            )
-
-        self.body = nn.Sequential(
-            convolution(num_channels, 32, 2),
-            convolution(32, 64, 1),
-            convolution(64, 128, 2),
-            convolution(128, NUM_FEATURES, 1),
-        )
-        self.head = nn.Linear(NUM_FEATURES, num_classes)
+        channels, layers = [num_channels, 32, 64, 128, NUM_FEATURES], []
+        for k, stride in enumerate((2, 1, 2, 1)):
+            convolution = nn.Conv2d(channels[k], channels[k + 1], 3, stride=stride, padding=1, bias=False)
+            layers.append(nn.Sequential(convolution, nn.BatchNorm2d(channels[k + 1]), nn.ReLU()))
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(NUM_FEATURES, num_classes)
 
     def features(self, x: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] to features [B, 128]."""
@@ -86,21 +76,15 @@ def load_classifier(name: str, training: ImageSet, test: ImageSet, device: torch
     """The classifier of a data set, from the cache or trained now, and a name that identifies its weights.
 
     It is trained on the training images, always from the same seed, so all evaluations of a data set on a machine share
-    it, whatever the seed of the model. Another number of threads, or another machine, may round to other weights and
-    other features; hence the name.
-
-    Raises:
-        InputError: the data set has only one class, or the cached file is damaged.
+    it. Another number of threads, or another machine, may round to other weights and other features; hence the name.
+    Raises InputError if there are fewer than two classes, or the cached file is damaged.
     """
-    if training.num_classes < 2:
+    if len(training.class_names) < 2:
         raise InputError(f"--features classifier: {name} has no classes (subfolders) to distinguish; use inception")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("classifier"))
-        classifier = (
-            Classifier(training.images.shape[1], training.num_classes)
-            .to(device, memory_format=torch.channels_last)
-            .eval()
-        )
+        classifier = Classifier(training.images.shape[1], len(training.class_names))
+    classifier.to(device, memory_format=torch.channels_last).eval()
     path = CACHE / f"classifier-{name}-{training.hash}.pt"
     if not exists(path):
         _train_and_save(classifier, training, test, path)

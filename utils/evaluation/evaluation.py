@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from models.samplers import SAMPLERS
 from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from utils.checkpoints.compute import Compute
 from utils.checkpoints.sampling import VARIANCES, batches_of, draw_all, draw_batch
@@ -20,7 +21,6 @@ from utils.data.images import content_hash
 from utils.evaluation.metrics import METRICS, Extractor, Features
 from utils.evaluation.results import Results
 from utils.system.distributed import all_gather, distributed_map, tasks_per_rank
-from utils.system.files import sha256
 from utils.system.seeds import seed_of
 
 NUM_COMPARED = 64  # samples of the column `distance`
@@ -33,13 +33,25 @@ def to_bytes(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the table: the samples of a checkpoint, or, without one, the images of a baseline."""
+    """A row of the table: the samples of a checkpoint, or, without one, real images.
+
+    Attributes:
+        sha256: of the checkpoint.
+        evaluations: network evaluations of a sample.
+    """
 
     name: str
     path: Path | None = None
+    sha256: str | None = None
     sampling: SamplerSettings | None = None
     guidance: float = 1.0
-    evaluations_per_step: int = 1
+    evaluations: int = 0
+
+    @classmethod
+    def of(cls, name: str, checkpoint: Checkpoint, sampling: SamplerSettings, guidance: float) -> "Candidate":
+        """The samples of a checkpoint."""
+        evaluations = sampling.steps * checkpoint.evaluations_per_step(sampling.sampler, guidance)
+        return cls(name, checkpoint.path, checkpoint.sha256, sampling, guidance, evaluations)
 
     def __str__(self) -> str:
         if self.path is None:
@@ -76,25 +88,18 @@ class Evaluation:
     compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
     compared_guidance: float = 1.0
-    sha256_of: dict[Path, str] = field(default_factory=dict)  # files may be large
 
     def key(self, candidate: Candidate) -> dict[str, Any]:
         """Everything that a candidate's results depend on: the key of its entry in the file."""
-        key = {
-            "name": candidate.name,
-            "num_samples": self.num_samples,
-            "seed": self.seed,
-            "features": self.extractor.name,
-            "reference": self._reference_hash,
-        }
+        key = {"name": candidate.name, "num_samples": self.num_samples, "seed": self.seed}
+        key |= {"features": self.extractor.name, "reference": self._reference_hash}
         if candidate == TRAINING_IMAGES:
-            key["training_images"] = content_hash(self.training_images)
-        if candidate.path:
-            sampling = candidate.sampling.model_dump(exclude={"steps", "variance"})
-            key |= sampling | {"sampling_steps": candidate.sampling.steps, "guidance": candidate.guidance}
-            key |= {"checkpoint_sha256": self._sha256(candidate.path), "precision": self.compute.precision}
-            if candidate.sampling.sampler == "ancestral":
-                key["variance"] = VARIANCES.get(candidate.sampling.variance, candidate.sampling.variance)
+            return key | {"training_images": content_hash(self.training_images)}
+        variance = VARIANCES.get(candidate.sampling.variance, candidate.sampling.variance)
+        key |= candidate.sampling.model_dump(exclude={"steps"}) | {"sampling_steps": candidate.sampling.steps}
+        key |= {"variance": variance if SAMPLERS[candidate.sampling.sampler].stochastic else None}
+        key |= {"checkpoint_sha256": candidate.sha256, "guidance": candidate.guidance}
+        key["precision"] = self.compute.precision
         if self._is_compared(candidate):
             key["teacher_sha256"] = self.teacher.sha256
         return key
@@ -115,18 +120,11 @@ class Evaluation:
     def num_network_evaluations(self, candidates: list[Candidate]) -> int:
         """The network evaluations of a rank, in batches, for the candidates that are not in the file."""
         left = [each for each in candidates if each.path and not self.results.find(self.key(each))]
-        counts = [(each, self.num_samples) for each in left]
+        batches = tasks_per_rank(batches_of(self.num_samples, self.batch_size))
+        total = sum(each.evaluations * batches for each in left)
         if any(self._is_compared(each) for each in left):
-            counts.append((self._reference_candidate(), NUM_COMPARED))
-        return sum(
-            each.sampling.steps * each.evaluations_per_step * tasks_per_rank(batches_of(count, self.batch_size))
-            for each, count in counts
-        )
-
-    def _sha256(self, path: Path) -> str:
-        if path not in self.sha256_of:
-            self.sha256_of[path] = sha256(path)
-        return self.sha256_of[path]
+            total += self._reference_candidate.evaluations * tasks_per_rank(batches_of(NUM_COMPARED, self.batch_size))
+        return total
 
     @cached_property
     def _reference_hash(self) -> str:
@@ -141,31 +139,24 @@ class Evaluation:
         is_ddim = candidate.path is not None and candidate.sampling.sampler == "ddim"
         return is_ddim and candidate.guidance == self.compared_guidance
 
+    @cached_property
     def _reference_candidate(self) -> Candidate:
-        guidance = self.compared_guidance
         sampling = self.teacher.sampling.model_copy(update={"sampler": "ddim"})
-        evaluations = self.teacher.evaluations_per_step("ddim", guidance)
-        return Candidate("teacher", self.teacher.path, sampling, guidance, evaluations)
+        return Candidate.of("teacher", self.teacher, sampling, self.compared_guidance)
 
     @cached_property
     def _reference(self) -> Tensor:
         """The samples that others are compared with, on the CPU of every rank."""
-        candidate = self._reference_candidate()
-        self.bar.set_description(f"{candidate}, for comparison")
-        return draw_all(partial(self._sampler(candidate), tick=self.bar.update), NUM_COMPARED, self.batch_size)
+        self.bar.set_description(f"{self._reference_candidate}, for comparison")
+        draw = partial(self._sampler(self._reference_candidate), tick=self.bar.update)
+        return draw_all(draw, NUM_COMPARED, self.batch_size)
 
     def _sampler(self, candidate: Candidate) -> Callable[..., Tensor]:
         """A function that draws the samples of given indices, [B, C, H, W] in [-1, 1]."""
         model = load_checkpoint(candidate.path).model(self.compute.device)
-        return partial(
-            draw_batch,
-            self.compute.for_inference(model, self.batch_size),
-            self.config,
-            sampling=candidate.sampling,
-            guidance=candidate.guidance,
-            seed=self.seed,
-            device=self.compute.device,
-        )
+        model = self.compute.for_inference(model, self.batch_size)
+        options = {"sampling": candidate.sampling, "guidance": candidate.guidance, "seed": self.seed}
+        return partial(draw_batch, model, self.config, device=self.compute.device, **options)
 
     @torch.inference_mode()
     def _extract(self, count: int, images_of: Callable[[range], Tensor]) -> Features:
@@ -191,20 +182,15 @@ class Evaluation:
 
     def _sample_features(self, candidate: Candidate, found: dict[str, Any]) -> Features:
         reference = self._reference if self._is_compared(candidate) else None
-        draw, seconds, squared, evaluations = self._sampler(candidate), 0.0, 0.0, 0
+        draw, seconds, squared = self._sampler(candidate), 0.0, 0.0
         if self.compute.compiles:  # before the time is measured
             one_step = candidate.sampling.model_copy(update={"steps": 1})
             draw(range(self.batch_size), sampling=one_step, tick=int)
 
-        def tick() -> None:
-            nonlocal evaluations
-            evaluations += 1
-            self.bar.update()
-
         def samples(indices: range) -> Tensor:
             nonlocal seconds, squared
             start = time.perf_counter()
-            x = draw(indices, tick=tick)
+            x = draw(indices, tick=self.bar.update)
             if self.compute.device.type != "cpu":
                 torch.accelerator.synchronize()
             seconds += time.perf_counter() - start
@@ -214,8 +200,7 @@ class Evaluation:
             return to_bytes(x)
 
         features = self._extract(self.num_samples, samples)
-        num_batches = len(batches_of(self.num_samples, self.batch_size))
-        found |= {"evaluations": sum(all_gather(evaluations)) // num_batches, "device": str(self.compute.device)}
+        found |= {"evaluations": candidate.evaluations, "device": str(self.compute.device)}
         found["ms_per_sample"] = 1000 * sum(all_gather(seconds)) / self.num_samples
         if reference is not None:
             found["distance"] = math.sqrt(sum(all_gather(squared)) / min(NUM_COMPARED, self.num_samples))

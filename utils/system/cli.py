@@ -57,8 +57,8 @@ class Parser(argparse.ArgumentParser):
         self.add_config_path()
         self.add_argument("--output_dir", metavar="FOLDER", help=f"where everything is written (default: {output_dir})")
         self.add_override("--batch_size", f"{section}.batch_size", "images a step")
-        key = f"{section}.save_and_sample_every_n"
-        self.add_override("--save_and_sample_every_n", key, "steps between checkpoints")
+        every = "save_and_sample_every_n"
+        self.add_override(f"--{every}", f"{section}.{every}", "steps between checkpoints")
         self.add_override("--seed", "seed", "seed of weights, data order, noise and samples")
         help = "additional logs: tensorboard"
         self.add_override("--loggers", f"{section}.loggers", help, type=str, nargs="*", metavar="NAME")
@@ -113,10 +113,9 @@ def positive_int(text: str) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Makes the C library of Linux keep the memory of freed tensors instead of returning it to the system.
+    """Makes the C library of Linux keep the memory of freed tensors, since each page from the system is a page fault.
 
-    A step frees and allocates the same large blocks again, and each page that comes from the system costs a page fault:
-    an eighth of the time of a training on a two-core machine.
+    A step frees and allocates the same large blocks again: an eighth of the time of a training on two cores.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -149,10 +148,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def leave(exit_code: int, message: str) -> NoReturn:
-    """Ends the process with a line on stderr; if several ranks have the same line, it is printed once.
-
-    Control characters, perhaps from a file's name or content, do not reach the terminal.
-    """
+    """Ends the process with a line on stderr, without control characters; equal lines of several ranks appear once."""
     message = "".join(letter if letter.isprintable() else "?" for letter in message)
     if distributed.is_first_to_print(message):
         print(f"{sys.argv[0]}: {message}", file=sys.stderr)

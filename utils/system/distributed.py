@@ -29,7 +29,6 @@ from utils.system.errors import InputError
 STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
 # One rank may download and prepare data, or write a checkpoint, while the others wait.
 LONGEST_WAIT = timedelta(hours=12)
-
 LOST_PEER_ERRORS = ("closed by peer", "reset by peer", "connection reset", "broken pipe", "timed out", "timeout")
 
 P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
@@ -45,9 +44,8 @@ def process_group() -> Iterator[None]:
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         yield
         return
-    store, rank, world_size = next(dist.rendezvous("env://"))
-    _launch_store = store
-    _store = dist.PrefixStore(_name_of_start(store, rank, world_size), store)
+    _launch_store, rank, world_size = next(dist.rendezvous("env://"))
+    _store = dist.PrefixStore(_name_of_start(_launch_store, rank, world_size), _launch_store)
     dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
@@ -103,10 +101,9 @@ def _is_collective() -> bool:
 
 def all_gather(value: T) -> list[T]:
     """The values of all ranks, in order, on every rank. Tensors should be on the CPU."""
-    if not _is_collective():
-        return [value]
-    values = [value] * world_size()
-    dist.all_gather_object(values, value)
+    values = [value] * (world_size() if _is_collective() else 1)
+    if _is_collective():
+        dist.all_gather_object(values, value)
     return values
 
 

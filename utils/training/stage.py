@@ -30,12 +30,11 @@ class Stage:
         title: for messages, such as "training".
         settings: a section of the configuration.
         kind, sampling, prediction, guidance: of its checkpoints, see `Metadata`.
-        num_steps: the number of training steps.
-        learning_rate: at each of them.
+        num_steps, learning_rate: of the training; the learning rate at each step.
         loss_weighting: one of `WEIGHTINGS`.
         ignored: the sections and keys of the configuration that have no effect on its weights.
         parent: the checkpoint that it starts from, None for random weights. It also teaches a conversion or a student.
-        may_grow: whether it may be given more steps once it is finished.
+        may_grow: whether it may get more steps once it is finished.
     """
 
     folder: Path
@@ -187,8 +186,8 @@ def require_same_stages(folder: Path, stages: list[Stage]) -> None:
     if converted != converts and (converted or student_folders(folder)):
         there, here = ("a", "none") if converted else ("no", "one")
         raise InputError(
-            f"{folder}: another distillation, with {there} conversion; distillation.guidance and .prediction now require "
-            f"{here}; {elsewhere}"
+            f"{folder}: another distillation, with {there} conversion; distillation.guidance and .prediction now "
+            f"require {here}; {elsewhere}"
         )
     for path, iteration, steps in student_folders(folder):
         if iteration <= len(students) and steps != students[iteration - 1]:

@@ -1,15 +1,15 @@
 import pytest
 import torch
-from utils.sampling import draw_samples
-from utils.schema import Config
 
 from models.diffusion import Diffusion
-from utils.checkpoints import build_model
+from utils.checkpoints.build import build_model
+from utils.checkpoints.sampling import draw_samples
+from utils.config.schema import Config, SamplerSettings
 
 CPU = torch.device("cpu")
 
 
-def lesson(**sampling) -> tuple[Diffusion, Config]:
+def lesson() -> tuple[Diffusion, Config]:
     """A model with random weights, all of them: its samples depend on all that they may depend on."""
     config = Config.model_validate(
         {
@@ -21,7 +21,6 @@ def lesson(**sampling) -> tuple[Diffusion, Config]:
                 "attention_resolutions": [],
                 "num_classes": 3,
             },
-            "sampling": sampling,
         }
     )
     torch.manual_seed(0)
@@ -36,8 +35,9 @@ def lesson(**sampling) -> tuple[Diffusion, Config]:
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 def test_sample_17_is_sample_17_at_any_batch_size(sampler):
     def draw(batch_size):
-        model, config = lesson(sampler=sampler, batch_size=batch_size)
-        return draw_samples(model, config, 20, sampling_steps=5, seed=3, device=CPU)
+        model, config = lesson()
+        options = {"sampling": SamplerSettings(steps=5, sampler=sampler), "batch_size": batch_size}
+        return draw_samples(model, config, 20, seed=3, device=CPU, **options)
 
     together = draw(20)
     torch.testing.assert_close(draw(7), together, atol=1e-4, rtol=0)
@@ -47,6 +47,14 @@ def test_sample_17_is_sample_17_at_any_batch_size(sampler):
 
 def test_the_seed_changes_the_samples_and_pictures_lie_within_their_range():
     model, config = lesson()
-    one, other = (draw_samples(model, config, 3, sampling_steps=3, seed=s, device=CPU) for s in (0, 1))
+    sampling = SamplerSettings(steps=3)
+    one, other = (draw_samples(model, config, 3, sampling=sampling, seed=s, device=CPU) for s in (0, 1))
     assert (one - other).abs().max() > 0.1
     assert one.abs().max() <= 1
+
+
+def test_an_unknown_sampler_is_an_error():
+    model, config = lesson()
+    sampling = SamplerSettings(steps=3).model_copy(update={"sampler": "dpm"})
+    with pytest.raises(KeyError, match="dpm"):
+        draw_samples(model, config, 3, sampling=sampling, seed=0, device=CPU)

@@ -1,11 +1,11 @@
 import pytest
 import torch
 from test_sampling import lesson
-from utils.compute import Compute, forward_flop
-from utils.schema import Config
 
 from models.unet import UNet
-from utils import compute
+from utils.checkpoints import compute
+from utils.checkpoints.compute import Compute, forward_flop
+from utils.config.schema import Config
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def clock(monkeypatch):
 
     def set_to(native: bool, seconds: float) -> None:
         steps = [0, seconds, seconds, seconds + 1] if native else [0, seconds]
-        ticks = iter(steps * compute.MATRIX_PRODUCTS)
+        ticks = iter(steps * 7)
         monkeypatch.setattr(compute.time, "perf_counter", lambda: next(ticks))
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": native})
         compute.gains_by_bfloat16.cache_clear()
@@ -40,13 +40,6 @@ def test_auto_computes_in_bfloat16_where_that_is_native_and_fast(clock, native, 
     assert Compute.choose(config(), CPU, passes=1, training=True).precision == precision
     for asked in ("fp32", "bf16"):
         assert Compute.choose(config(precision=asked), CPU, passes=1, training=True).precision == asked
-
-
-def test_the_rates_of_products_in_turn(clock):
-    clock(True, 4)
-    assert compute.matrix_rates(8) == {torch.float32: 2 * 8**3 / 4, torch.bfloat16: 2 * 8**3}
-    clock(False, 4)
-    assert compute.matrix_rates(8) == {torch.float32: 2 * 8**3 / 4}
 
 
 def test_auto_compiles_a_long_sampling_and_not_a_short_one_nor_a_training_on_a_cpu():
@@ -68,14 +61,14 @@ def test_a_run_goes_on_as_it_began():
 def test_another_number_of_processes_is_said():
     previous = {"precision": "fp32", "compile": False, "processes": 8}
     chosen = Compute.choose(config(), CPU, passes=1, training=True, previous=previous)
-    assert str(chosen) == "cpu in fp32, processes: 1 (before: 8; the same training but for rounding)"
+    assert str(chosen) == "cpu in fp32, processes: 1 (before: 8; the same training except for rounding)"
     assert chosen.as_dict()["processes"] == 1
 
 
 def test_operations_are_those_counted_by_hand():
     """Two for each weight of a layer and each place where it is used, and two products of the attention."""
     config_ = config()
-    network = UNet(image_size=8, num_channels=1, **config_.network.model_dump(exclude={"type"})).eval()
+    network = config_.network.build(image_size=8, num_channels=1).eval()
     counted = 0
 
     def count(layer, inputs, output):
@@ -152,5 +145,5 @@ def test_without_a_compiler_a_line_and_no_compilation(monkeypatch, capsys):
     Compute(CPU, "fp32", compile=True).for_training(model)
     assert str(Compute(CPU, "fp32", compile=True)) == "cpu in fp32"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "cannot compile" in line and "no C++ compiler found" in line
+    assert "is not compiled" in line and "no C++ compiler found" in line
     compute.compiler_works.cache_clear()

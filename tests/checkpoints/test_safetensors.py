@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call
+from conftest import call, save_model
 from safetensors.torch import load_file, save_file
-from utils.checkpoint_files import load_checkpoint, save_checkpoint
-from utils.schema import Config
 
-from utils.checkpoints import TrainedOn, build_model
+from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import Metadata, TrainedOn, load_checkpoint
+from utils.config.schema import Config
 
 CONFIG = Config.model_validate(
     {
@@ -27,14 +27,14 @@ def student(tmp_path, monkeypatch) -> Path:
     weights = build_model(CONFIG, torch.device("cpu"), takes_guidance=True).network.state_dict()
     trained_on = TrainedOn(data_hash="x", class_names=["hat", "boot", "Fuß"])
     of_run = {"sampling_steps": 8, "prediction": "v", "guidance": [1.0, 4.0], "trained_on": trained_on}
-    save_checkpoint(Path("student.pt"), weights, config=CONFIG, step=7, **of_run)
+    save_model(Path("student.pt"), weights, config=CONFIG, step=7, **of_run)
     return Path("student.pt")
 
 
 def test_all_of_a_checkpoint_is_in_it_and_sample_reads_it(student, capsys):
     assert call("convert.py", "--checkpoint", student, "--to_safetensors", "student.safetensors") == 0
     before, after = load_checkpoint(student), load_checkpoint("student.safetensors")
-    for name in ("config", "step", "sampling_steps", "prediction", "guidance", "trained_on"):
+    for name in Metadata.model_fields:
         assert getattr(before, name) == getattr(after, name), name
     assert before.weights.keys() == after.weights.keys()
     assert all(torch.equal(after.weights[name], weight) for name, weight in before.weights.items())
@@ -65,7 +65,7 @@ def load_metadata(path: Path) -> str:
         ("text", "not a safetensors file"),
         ("foreign", "not a checkpoint of this project"),
         ("no json", "metadata are not valid"),
-        ("other", "its metadata are not valid: sampling_steps"),
+        ("other", "its metadata are not valid: sampling"),
         ("wide", "do not fit its own configuration"),
     ],
 )
@@ -86,7 +86,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(student, capsys, what, sai
         case "no json":
             save_file(load_file(path), path, {"progressive_distillation": "[" * 100_000})
         case "other":
-            rewrite(path, sampling_steps=-1)
+            rewrite(path, sampling={"steps": -1})
         case "wide":
             config = json.loads(load_metadata(path))["config"]
             rewrite(path, config=config | {"network": config["network"] | {"features": 16}})

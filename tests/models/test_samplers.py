@@ -4,7 +4,7 @@ from golden_numbers import DTYPES, assert_golden, stand_in, tensor
 
 from models.diffusion import Diffusion
 from models.noise_schedule import CosineSchedule, LinearSchedule
-from models.samplers import ancestral, ddim, posterior
+from models.samplers import SAMPLERS, ancestral, ddim, posterior
 
 MEAN, DEVIATION = 0.3, 0.5
 
@@ -57,7 +57,7 @@ def test_ddim_finds_the_gaussian(schedule, prediction):
 @pytest.mark.parametrize("variance", [0.0, 0.3, 1.0])
 def test_ancestral_finds_the_gaussian(variance):
     noise = lambda: torch.randn(20_000, 1, 1, 1, dtype=torch.float64)  # noqa: E731
-    x = ancestral(gaussian(CosineSchedule()), noise(), 256, noise, clip=False, variance=variance)
+    x = ancestral(gaussian(CosineSchedule()), noise(), 256, noise=noise, clip=False, variance=variance)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.02)  # 0.0035 is one standard error
     assert x.std().item() == pytest.approx(DEVIATION, abs=0.015)
 
@@ -69,7 +69,7 @@ def test_ancestral_draws_fresh_noise_at_each_step_but_the_last(golden):
         drawn.append(torch.randn(2, 1, 3, 3))
         return drawn[-1]
 
-    ancestral(stand_in(golden, "student", "v"), torch.randn(2, 1, 3, 3), 5, noise)
+    ancestral(stand_in(golden, "student", "v"), torch.randn(2, 1, 3, 3), 5, noise=noise)
     assert len(drawn) == 4
 
 
@@ -82,7 +82,7 @@ def test_clipping_holds_every_x_within_the_range(sampler):
     def sample(clip):
         if sampler == "ddim":
             return ddim(model, z, 4, clip=clip)
-        return ancestral(model, z, 4, lambda: torch.randn_like(z), clip=clip)
+        return ancestral(model, z, 4, noise=lambda: torch.randn_like(z), clip=clip)
 
     torch.testing.assert_close(sample(True), torch.ones_like(z))
     torch.testing.assert_close(sample(False), torch.full_like(z, 3.0))
@@ -91,5 +91,14 @@ def test_clipping_holds_every_x_within_the_range(sampler):
 def test_the_label_reaches_the_network():
     model = Diffusion(lambda z, logsnr, label: label.to(z)[:, None, None, None].expand_as(z), CosineSchedule(), "x")
     z, label = torch.randn(3, 1, 2, 2), torch.tensor([0, 1, -1])
-    for x in (ddim(model, z, 3, label=label), ancestral(model, z, 3, lambda: torch.randn_like(z), label=label)):
+    for x in (ddim(model, z, 3, label=label), ancestral(model, z, 3, noise=lambda: torch.randn_like(z), label=label)):
         torch.testing.assert_close(x[:, 0, 0, 0], label.float(), atol=1e-5, rtol=0)
+
+
+def test_every_sampler_of_the_table_returns_what_its_function_does():
+    """And a stochastic one draws noise, which changes its samples; another one has no use for it."""
+    model, z = gaussian(CosineSchedule()), torch.randn(8, 1, 1, 1, dtype=torch.float64)
+    for name, sampler in SAMPLERS.items():
+        options = {"noise": lambda: torch.randn_like(z), "variance": 0.0} if sampler.stochastic else {}
+        one, other = (sampler.sample(model, z, 4, label=None, clip=False, **options) for _ in range(2))
+        assert torch.equal(one, other) != sampler.stochastic, name

@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import ROOT
 from torchvision import datasets
-from utils.data.load import load_data, load_images
-from utils.errors import InputError
-from utils.schema import Config, Data
 
-from utils.data.batches import ImageData
+from utils.config.schema import Config, Data
+from utils.data.datasets import load_data, load_images
+from utils.data.images import ImageData
+from utils.system.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -62,7 +62,7 @@ def test_missing_and_not_to_be_fetched(tmp_path, monkeypatch):
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", no_network)
     for root in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(InputError, match=r"MNIST is not there and cannot be fetched: .*no network"):
+        with pytest.raises(InputError, match=r"MNIST is missing and cannot be downloaded: .*no network"):
             load(root=str(root))
     assert list(tmp_path.iterdir()) == []  # what torchvision made for what it did not get
 

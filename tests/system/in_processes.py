@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from conftest import TINY
 from tqdm import tqdm
-from utils.errors import InputError
-from utils.process import distributed
-from utils.process.distributed import on_rank_zero, rank_zero_first
 
-from utils.config import load_config
+from utils.config.reading import load_config
+from utils.system import distributed
+from utils.system.distributed import on_rank_zero, rank_zero_first
+from utils.system.errors import InputError
 
 
 def raised(act) -> str | None:
@@ -69,7 +69,7 @@ def main() -> None:
         pieces = distributed.all_gather(distributed.micro_batches(16, 2))
         found = [list(range(16)[piece]) for of_one in pieces for piece in of_one]
         assert list(chain(*found)) == list(range(16)) and {len(one) for one in found} == {2, 3}
-        assert sum(distributed.all_gather(distributed.is_first_to_say("hello"))) == 1
+        assert sum(distributed.all_gather(distributed.is_first_to_print("hello"))) == 1
         Path("tiny.yaml").write_text(TINY % "data") if rank == 0 else None
         config = load_config("tiny.yaml", {"training.batch_size": 8 + rank})
         assert config.training.batch_size == 8  # a flag that another rank was given alone does not count

@@ -3,13 +3,14 @@ import pickle
 
 import pytest
 import torch
-from utils.checkpoint_files import FORMAT_VERSION, load_checkpoint, save_checkpoint
-from utils.errors import InputError
-from utils.schema import Config
+from conftest import save_model
 
 from models.blocks import Dropout
 from models.diffusion import Diffusion
-from utils.checkpoints import TrainedOn, build_model
+from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import FORMAT_VERSION, TrainedOn, load_checkpoint
+from utils.config.schema import Config, SamplerSettings
+from utils.system.errors import InputError
 
 CPU = torch.device("cpu")
 CONFIG = Config.model_validate(
@@ -33,13 +34,14 @@ def model() -> Diffusion:
 def path(tmp_path, model):
     path = tmp_path / "diffusion-7.pt"
     trained_on = TrainedOn(data_hash="abc", class_names=["ant", "bee"])
-    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=16, trained_on=trained_on)
+    save_model(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=16, trained_on=trained_on)
     return path
 
 
 def test_what_is_saved_is_what_is_loaded(path, model):
     checkpoint = load_checkpoint(path)
-    assert (checkpoint.config, checkpoint.step, checkpoint.sampling_steps) == (CONFIG, 7, 16)
+    assert (checkpoint.config, checkpoint.step, checkpoint.kind) == (CONFIG, 7, "student")
+    assert checkpoint.sampling == SamplerSettings(steps=16, sampler="ddim", clip=False)
     assert checkpoint.trained_on == TrainedOn(data_hash="abc", class_names=["ant", "bee"])
     z, logsnr = torch.randn(2, 1, 8, 8), torch.randn(2)
     again = checkpoint.model(CPU)
@@ -48,10 +50,12 @@ def test_what_is_saved_is_what_is_loaded(path, model):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_an_undistilled_model_is_sampled_with_1024_steps(path, model):
-    assert load_checkpoint(path).default_sampling_steps == 16
-    save_checkpoint(path, model.network.state_dict(), config=CONFIG, step=7, sampling_steps=None)
-    assert load_checkpoint(path).default_sampling_steps == 1024
+def test_a_teacher_is_sampled_with_1024_steps_as_its_configuration_says(path, model):
+    sampling = CONFIG.sampling.model_copy(update={"sampler": "ancestral", "clip": True, "variance": 0.3})
+    config = CONFIG.model_copy(update={"sampling": sampling})
+    save_model(path, model.network.state_dict(), config=config, step=7)
+    expected = SamplerSettings(steps=1024, sampler="ancestral", variance=0.3, clip=True)
+    assert load_checkpoint(path).sampling == expected
 
 
 def test_a_student_has_no_dropout(path):
@@ -65,50 +69,23 @@ def changed(path, **changes) -> None:
     torch.save(content | changes, path)
 
 
-def test_other_format_version(path):
-    changed(path, format_version=FORMAT_VERSION + 1)
-    with pytest.raises(
-        InputError, match=rf"format version {FORMAT_VERSION + 1}; this code reads 1 and 2 and {FORMAT_VERSION}"
-    ):
+@pytest.mark.parametrize("version", [FORMAT_VERSION - 1, FORMAT_VERSION + 1])
+def test_other_format_versions(path, version):
+    changed(path, format_version=version)
+    with pytest.raises(InputError, match=rf"has format version {version}; this code reads {FORMAT_VERSION} only"):
         load_checkpoint(path)
-
-
-def without_new_keys(path) -> dict:
-    """The content of a checkpoint as it was written before networks had types, and students another prediction."""
-    content = torch.load(path, weights_only=True)
-    for section, key in (("network", "type"), ("diffusion", "betas"), ("distillation", "prediction")):
-        del content["config"][section][key]
-    del content["prediction"]
-    return content
-
-
-def test_a_checkpoint_of_the_second_version_is_read(path):
-    before = load_checkpoint(path)
-    torch.save(without_new_keys(path) | {"format_version": 2}, path)
-    after = load_checkpoint(path)
-    assert after.config == before.config and (after.prediction, after.predicts) == (None, "v")
-
-
-def test_a_checkpoint_of_the_first_version_is_read(path):
-    content = without_new_keys(path)
-    del content["trained_on"], content["guidance"], content["config"]["training"]["class_dropout"]
-    torch.save(content | {"format_version": 1}, path)
-    checkpoint = load_checkpoint(path)
-    assert checkpoint.config.training.class_dropout == 0  # it has never seen an image without its class
-    assert checkpoint.step == 7 and checkpoint.trained_on is None
-    checkpoint.require_same_classes(["cat"])  # which nothing is known of
 
 
 def test_other_classes_are_named(path):
     checkpoint = load_checkpoint(path)
     checkpoint.require_same_classes(["ant", "bee"])
-    checkpoint.require_same_classes([])  # a folder without subfolders, for a network that is not told the class
+    checkpoint.require_same_classes([])  # a folder without subfolders, for an unconditional network
     for names, message in (
         (["ant", "cat", "bee"], "class 1 is bee in it and cat here"),
         (["ant", "bee", "cat"], "class 2 is missing in it and cat here"),
         (["ant"], "class 1 is bee in it and missing here"),
     ):
-        with pytest.raises(InputError, match=f"diffusion-7.pt: knows other classes than the data: {message}"):
+        with pytest.raises(InputError, match=f"diffusion-7.pt: its classes differ from the data's: {message}"):
             checkpoint.require_same_classes(names)
 
 
@@ -116,8 +93,10 @@ def test_other_classes_are_named(path):
     ("changes", "message"),
     [
         ({"step": "7"}, "its metadata are not valid: step: should be a valid integer, not '7'"),
-        ({"sampling_steps": 0}, "its metadata are not valid: sampling_steps: should be greater than 0, not 0"),
-        ({"sampling_steps": 2.0}, "its metadata are not valid: sampling_steps: should be a valid integer"),
+        ({"sampling": {"steps": 0}}, "its metadata are not valid: sampling.steps: should be greater than 0, not 0"),
+        ({"sampling": {"steps": 2.0}}, "its metadata are not valid: sampling.steps: should be a valid integer"),
+        ({"sampling": {"steps": 2, "sampler": "x"}}, "sampling.sampler: should be 'ddim' or 'ancestral', not 'x'"),
+        ({"kind": "teachr"}, "kind: should be 'teacher', 'converted' or 'student', not 'teachr'"),
         ({"config": {"data": {"name": "MNIST"}}}, "are not valid: config.data.image_size: missing"),
         ({"weights": [1]}, "its weights do not fit its own configuration: no weights"),
         ({"weights": {"a": 1}}, "its weights do not fit its own configuration: embed_time.0.weight is missing"),
@@ -187,7 +166,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
 def test_another_model_is_refused_by_name(path, section, key, value):
     other = CONFIG.model_dump()
     other[section][key] = value
-    with pytest.raises(InputError, match=rf"another model than x.yaml describes: {section}.{key} is .* {value} here"):
+    with pytest.raises(InputError, match=rf"not the model that x.yaml describes: {section}.{key} is .* {value} here"):
         load_checkpoint(path).require_same_model(Config.model_validate(other), "x.yaml")
 
 

@@ -1,5 +1,6 @@
 import torch
-from utils.pictures import comparison, grid
+
+from utils.system.grids import comparison, grid
 
 
 def test_a_grid_holds_the_images_in_order():

@@ -7,20 +7,14 @@ import pytest
 import torch
 from one_weight import make_trainer
 from torch import nn
-from utils.training.muon import COEFFICIENTS, Muon, orthogonalized
 
-from models.unet import UNet
-from utils.training.optimizers import matrices_of
+from models.unet import UNetSettings
+from models.unet2d import UNet2DSettings
+from utils.training.optimizers import COEFFICIENTS, Muon, orthogonalized
 
-SMALL = {
-    "image_size": 8,
-    "num_channels": 1,
-    "features": 8,
-    "multipliers": [1, 2],
-    "num_residual_blocks": 1,
-    "attention_resolutions": [],
-    "num_classes": 3,
-}
+SMALL = {"features": 8, "multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": [], "num_classes": 3}
+UNET2D = {"type": "unet2d", "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
+UNET2D |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
 
 
 def iterated(s: float) -> float:
@@ -86,17 +80,17 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert not torch.equal(weight, before)
 
 
-def test_it_is_for_matrices_inside_the_network_and_adam_for_the_rest():
-    network = UNet(**SMALL)
-    matrices = set(matrices_of(network))
-    names = {name for name, parameter in network.named_parameters() if parameter in matrices}
-    convolutions = {name for name, parameter in network.named_parameters() if parameter.ndim == 4}
-    assert convolutions - names == {"conv_in.weight", "conv_out.weight"} and names < convolutions
-    attention = nn.ModuleDict(
-        {"to_q": nn.Linear(2, 2), "to_out": nn.Sequential(nn.Linear(2, 2)), "ff": nn.Linear(2, 2)}
-    )
-    layers = nn.ModuleDict({"attentions": nn.ModuleList([attention]), "time_emb_proj": nn.Linear(2, 2)})
-    assert matrices_of(layers) == [attention["to_q"].weight, attention["to_out"][0].weight]
+@pytest.mark.parametrize("settings", [UNetSettings(**SMALL), UNet2DSettings(**UNET2D)])
+def test_it_is_for_matrices_inside_the_network_and_adam_for_the_rest(settings):
+    network = settings.build(image_size=8, num_channels=1)
+    matrices = set(network.muon_parameters())
+    names = {name.removeprefix("unet.") for name, parameter in network.named_parameters() if parameter in matrices}
+    shapes = {name.removeprefix("unet."): parameter.ndim for name, parameter in network.named_parameters()}
+    convolutions = {name for name, dimensions in shapes.items() if dimensions == 4}
+    assert convolutions - names == {"conv_in.weight", "conv_out.weight"}
+    attention = names - convolutions
+    assert all(".to_" in name and name.endswith(".weight") for name in attention)
+    assert len(attention) == (0 if settings.type == "unet" else 4 * 4)  # down, in the middle, and twice up
 
 
 def test_what_continues_takes_the_same_steps():
@@ -110,9 +104,15 @@ def test_what_continues_takes_the_same_steps():
     def take_steps(trainer, seeds):
         for seed in seeds:
             x = torch.randn(4, 6, 1, 1, generator=torch.Generator().manual_seed(seed))
-            trainer.take_step(lambda examples, x=x: trainer.network(x[: len(examples)]).square().mean(dim=(1, 2, 3)))
+            for _ in trainer.micro_batches():
+                trainer.backward(trainer.network(x).square().mean(dim=(1, 2, 3)))
+            trainer.update()
 
-    first = nn.Sequential(nn.Conv2d(6, 8, 1), nn.SiLU(), nn.Conv2d(8, 3, 1))
+    class Convolutions(nn.Sequential):
+        def muon_parameters(self):
+            return [self[0].weight, self[2].weight]
+
+    first = Convolutions(nn.Conv2d(6, 8, 1), nn.SiLU(), nn.Conv2d(8, 3, 1))
     second = copy.deepcopy(first)
     whole, half = trainer_of(first), trainer_of(second)
     take_steps(whole, range(4))

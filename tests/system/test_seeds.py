@@ -1,6 +1,7 @@
 import pytest
 import torch
-from utils.process.randomness import SampleNoise, normal_noise, seed_of
+
+from utils.system.seeds import SampleNoise, normal_noise, seed_of
 
 
 def test_seeds_never_collide_within_a_run():

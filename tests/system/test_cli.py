@@ -1,22 +1,15 @@
 """What cannot be seen without a GPU, another C library or a lost machine is played by a fake."""
 
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT
-from utils.compute import Compute
-from utils.errors import InputError
-from utils.process import distributed
-from utils.schema import Config
 
-from utils import cli
+from utils.checkpoints.compute import Compute, choose_device
+from utils.config.schema import Config
+from utils.system import cli, distributed
+from utils.system.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -56,34 +49,34 @@ def test_a_library_that_refuses_a_threshold_is_left_alone(monkeypatch, accepts):
 def gpus(monkeypatch) -> list:
     """A machine with two GPUs; what is done to them."""
     done = []
-    monkeypatch.setattr(cli.torch.cuda, "set_device", lambda device: done.append(("current", str(device))))
-    monkeypatch.setattr(cli.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: done.append(("current", str(device))))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     zeros = torch.zeros
-    monkeypatch.setattr(cli.torch, "zeros", lambda n, device: done.append(("used", str(device))) or zeros(n))
+    monkeypatch.setattr(torch, "zeros", lambda n, device: done.append(("used", str(device))) or zeros(n))
     return done
 
 
 def test_the_gpu_that_is_asked_for_is_the_current_one(gpus):
-    assert cli.choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
     assert gpus == [("used", "cuda:1"), ("current", "cuda:1")]
 
 
 def test_of_several_processes_each_touches_its_own_gpu_alone(gpus, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "local_rank", lambda: 1)
-    assert cli.choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cuda") == torch.device("cuda:1")
     assert gpus == [("used", "cuda:1"), ("current", "cuda:1")]
     monkeypatch.setattr(distributed, "local_rank", lambda: 2)
     with pytest.raises(InputError, match="more processes on this machine than it has GPUs, 2"):
-        cli.choose_device("cuda")
+        choose_device("cuda")
 
 
 def test_several_processes_have_no_use_for_the_one_gpu_of_a_mac(monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(cli.torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
-    assert cli.choose_device(None) == torch.device("cpu")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    assert choose_device(None) == torch.device("cpu")
     with pytest.raises(InputError, match="--device mps: not for several processes"):
-        cli.choose_device("mps")
+        choose_device("mps")
 
 
 def test_fp32_is_float32(monkeypatch):
@@ -107,15 +100,3 @@ def test_what_a_restart_says_does_not_make_it_happen_twice(monkeypatch):
     assert cli.how_to_continue() == "the same command"  # nothing has been deleted yet
     cli.restart_is_done()
     assert cli.how_to_continue() == "the same command without --restart"
-
-
-@pytest.mark.skipif(not Path("/proc").exists(), reason="sees in /proc that PyTorch is being imported")
-def test_ctrl_c_while_the_libraries_are_imported():
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "sample.py", "--help"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT and errors == ""

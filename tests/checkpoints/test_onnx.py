@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, call
-from utils.checkpoint_files import load_checkpoint, save_checkpoint
-from utils.schema import Config
+from conftest import ROOT, call, save_model
 
 from models.guidance import guided
 from models.samplers import ddim
-from utils.checkpoints import build_model
+from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.config.schema import Config
 
 OURS = {"features": 8, "multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": [], "patch_size": 2}
 THEIRS = {
@@ -42,7 +42,7 @@ def save_student(
     model = build_model(config, torch.device("cpu"), takes_guidance=guidance is not None)
     for parameter in model.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    save_checkpoint(path, model.network.state_dict(), config=config, step=1, sampling_steps=8, guidance=guidance)
+    save_model(path, model.network.state_dict(), config=config, step=1, sampling_steps=8, guidance=guidance)
 
 
 def draw(path: str, z: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
@@ -105,4 +105,4 @@ def test_the_ten_lines_of_the_readme_classes_guidance_and_metadata(tmp_path, mon
 
     before = Path("student.onnx").read_bytes()
     assert call("convert.py", "--checkpoint", "student.pt", "--to_onnx", "student.onnx") == 2
-    assert "already there" in capsys.readouterr().err and Path("student.onnx").read_bytes() == before
+    assert "exists already" in capsys.readouterr().err and Path("student.onnx").read_bytes() == before

@@ -5,26 +5,16 @@ import time
 
 import pytest
 import torch
-from utils.errors import InputError
-from utils.files import disk
-from utils.files.disk import append_line, locked, write_atomically
+
+from utils.system.errors import InputError
+from utils.system.files import append_line, locked, write_atomically
 
 
-def test_a_lock_that_is_deleted_with_its_run_locks_no_longer(tmp_path, monkeypatch):
-    """Whoever opened it before, and gets it afterwards, takes the one that lies there now."""
-    real, opened = disk.fcntl.flock, []
-
-    def flock(file, how):
-        if not opened:  # while this process waited, another deleted the run and its lock
-            (tmp_path / ".lock").unlink()
-        opened.append(file)
-        real(file, how)
-
-    monkeypatch.setattr(disk.fcntl, "flock", flock)
+def test_a_folder_is_locked_by_one_and_then_by_another(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="another process is writing there"), locked(tmp_path):
+        pass
     with locked(tmp_path):
-        assert len(opened) == 2
-        with pytest.raises(InputError, match="another process is writing there"), locked(tmp_path):
-            pass
+        pass
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
@@ -82,13 +72,13 @@ def test_a_line_that_cannot_be_added(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])
 def test_a_disk_without_locks_is_used_and_that_is_said(tmp_path, monkeypatch, capsys, number):
-    def no_locks(*_):
+    def no_locks(*_, **__):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("utils.files.disk.fcntl.flock", no_locks)
+    monkeypatch.setattr("utils.system.files.FileLock.acquire", no_locks)
     with locked(tmp_path):
         pass
-    assert "this disk knows no locks" in capsys.readouterr().out
+    assert "this disk does not support locks" in capsys.readouterr().out
 
 
 def test_a_lock_that_cannot_be_written_is_one_line(tmp_path):

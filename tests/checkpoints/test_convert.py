@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call
+from conftest import call, save_model
 from pipelines import save_pipeline
-from utils.checkpoint_files import load_checkpoint, save_checkpoint
-from utils.errors import InputError
-from utils.schema import Config
 
 import convert
-from utils.checkpoints import build_model
-from utils.config import load_config
+from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.config.reading import load_config
+from utils.config.schema import Config
+from utils.system.errors import InputError
 
 DATA = {"name": "MNIST", "image_size": 16, "num_channels": 1}
 OURS = {"features": 8, "multipliers": [1, 2], "attention_resolutions": []}
@@ -26,10 +26,10 @@ def folder(tmp_path_factory) -> Path:
     teacher = folder / "teacher/diffusion-0.pt"
     assert call("convert.py", "--from_diffusers", folder / "pipeline", "--output", teacher) == 0
     checkpoint = load_checkpoint(teacher)
-    save_checkpoint(folder / "of_16.pt", checkpoint.weights, config=checkpoint.config, step=1, sampling_steps=16)
+    save_model(folder / "of_16.pt", checkpoint.weights, config=checkpoint.config, step=1, sampling_steps=16)
     config = Config.model_validate({"data": DATA, "network": OURS})
     weights = build_model(config, torch.device("cpu")).network.state_dict()
-    save_checkpoint(folder / "ours.pt", weights, config=config, step=1, sampling_steps=8)
+    save_model(folder / "ours.pt", weights, config=config, step=1, sampling_steps=8)
     (folder / "full").mkdir()
     (folder / "full/file").touch()
     (folder / "other.yaml").write_text("data: {name: MNIST, image_size: 32, num_channels: 1}\n")
@@ -48,18 +48,18 @@ TEACHER = "teacher/diffusion-0.pt"
         (["--checkpoint", TEACHER, "--to_onnx", "x.onnx", "--guidance", 2], "--guidance goes with --to_diffusers"),
         (["--checkpoint", TEACHER, "--to_onnx", "x.pt"], "x.pt: should be the name of a .onnx file"),
         (["--checkpoint", TEACHER, "--to_safetensors", "x.pt"], "x.pt: should be the name of a .safetensors file"),
-        (["--checkpoint", TEACHER, "--to_diffusers", "full"], "full: is already there"),
+        (["--checkpoint", TEACHER, "--to_diffusers", "full"], "full: exists already"),
         (["--checkpoint", TEACHER, "--to_diffusers", "."], ".: is the current folder"),
         (
             ["--checkpoint", TEACHER, "--to_diffusers", "x", "--guidance", 2],
             "guidance 2: teacher/diffusion-0.pt",
         ),
         (["--checkpoint", "of_16.pt", "--to_diffusers", "x"], "16 steps, which do not divide the 1000 timesteps"),
-        (["--checkpoint", "ours.pt", "--to_diffusers", "x"], "is our own, which diffusers does not know"),
+        (["--checkpoint", "ours.pt", "--to_diffusers", "x"], "has our own network, which diffusers does not have"),
         (["--checkpoint", "none.pt", "--to_onnx", "x.onnx"], "none.pt: cannot be read"),
-        (["--from_diffusers", "pipeline", "--output", TEACHER], "diffusion-0.pt: is already there"),
-        (["--from_diffusers", "pipeline", "--output", "teacher/diffusion-1.pt"], "teacher.yaml: is already there"),
-        (["--from_diffusers", "full", "--output", "x/diffusion-0.pt"], "full: no folder of a diffusers pipeline"),
+        (["--from_diffusers", "pipeline", "--output", TEACHER], "diffusion-0.pt: exists already"),
+        (["--from_diffusers", "pipeline", "--output", "teacher/diffusion-1.pt"], "teacher.yaml: exists already"),
+        (["--from_diffusers", "full", "--output", "x/diffusion-0.pt"], "full: not a folder of a diffusers pipeline"),
     ],
 )
 def test_one_line_and_nothing_written(folder, monkeypatch, capsys, arguments, said):
@@ -91,25 +91,24 @@ def test_a_model_that_takes_no_scale_is_exported_whatever_it_is_sampled_with(fol
     changes = {"sampling": teacher.config.sampling.model_copy(update={"guidance": 2.0})}
     changes["training"] = teacher.config.training.model_copy(update={"class_dropout": 0.1})
     config = teacher.config.model_copy(update=changes)
-    save_checkpoint(folder / "guided.pt", teacher.weights, config=config, step=1, sampling_steps=None)
+    save_model(folder / "guided.pt", teacher.weights, config=config, step=1, sampling_steps=None)
     assert load_checkpoint("guided.pt").default_guidance == 2
     assert call("convert.py", "--checkpoint", "guided.pt", "--to_diffusers", "guided") == 0
 
 
 def test_guidance_without_classes_is_no_checkpoint(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    ours = load_checkpoint("ours.pt")
-    options = {"config": ours.config, "step": 1, "sampling_steps": 8, "guidance": [1.0, 4.0]}
-    save_checkpoint(folder / "wrong.pt", ours.weights, **options)
+    content = torch.load("ours.pt", weights_only=True)
+    torch.save(content | {"guidance": [1.0, 4.0]}, "wrong.pt")
     assert call("sample.py", "--checkpoint", "wrong.pt") == 2
-    assert "there are no classes to guide to" in capsys.readouterr().err
+    assert "guidance: needs classes (config.network.num_classes)" in capsys.readouterr().err
 
 
 def test_data_of_another_size_than_the_teachers_are_named(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     flags = ["--config_path", "other.yaml", "--teacher_model_checkpoint", TEACHER, "--initial_sampling_steps", 8]
     assert call("distill.py", *flags, "--distillation_iterations", 1) == 2
-    assert "another model than other.yaml describes: data.image_size is 16 there and 32 here" in capsys.readouterr().err
+    assert "not the model that other.yaml describes: data.image_size is 16 there and 32 here" in capsys.readouterr().err
 
 
 def test_the_yaml_beside_a_teacher_is_its_own_but_for_the_data(folder, monkeypatch):

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call
+from conftest import ROOT, call, save_model
 from diffusers import DDPMScheduler
 from pipelines import draw, save_pipeline, stock
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from utils.checkpoint_files import load_checkpoint, save_checkpoint
-from utils.schema import Betas, DiffusionSettings
 
-from models.diffusion import NO_CLASS
+from models.diffusion import UNCONDITIONAL
 from models.guidance import Guided
 from models.noise_schedule import betas_at
 from models.samplers import ddim
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.config.schema import Betas, DiffusionSettings
 
 CPU = torch.device("cpu")
 SCHEDULES = {
@@ -103,7 +103,7 @@ def test_a_schedule_that_float32_loses_is_not_exported(tmp_path, monkeypatch, ca
     diffusion = DiffusionSettings(schedule="linear")
     for steps, code in ((8, 2), (2, 0)):
         config = teacher.config.model_copy(update={"diffusion": diffusion})
-        save_checkpoint(Path(f"{steps}.pt"), teacher.weights, config=config, step=1, sampling_steps=steps)
+        save_model(Path(f"{steps}.pt"), teacher.weights, config=config, step=1, sampling_steps=steps)
         assert call("convert.py", "--checkpoint", f"{steps}.pt", "--to_diffusers", f"student-v{steps}.0") == code
     assert "needs more precision than diffusers" in capsys.readouterr().err
     assert not Path("student-v8.0").exists() and Path("student-v2.0/README.md").exists()
@@ -113,7 +113,7 @@ def test_classes_and_a_class_that_is_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     network = save_pipeline(tmp_path / "pipeline", unet={"num_class_embeds": 4}, prediction_type="v_prediction")
     checkpoint = load_checkpoint(convert(tmp_path / "pipeline", "--last_class_is_none"))
-    assert checkpoint.class_names == ["0", "1", "2"] and checkpoint.undistilled
+    assert checkpoint.class_names == ["0", "1", "2"] and checkpoint.kind == "teacher"
     checkpoint.require_guidance(3.0)
     model, z = checkpoint.model(CPU), torch.randn(3, 1, 16, 16)
     t = torch.full((3,), 0.5, dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_classes_and_a_class_that_is_none(tmp_path, monkeypatch):
     with torch.no_grad():
         v, v_none = (network(z, 499, which).sample for which in (label, none))
         torch.testing.assert_close(model.v(z, t, label), v, rtol=0, atol=1e-5)
-        torch.testing.assert_close(model.v(z, t, torch.full((3,), NO_CLASS)), v_none, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.v(z, t, torch.full((3,), UNCONDITIONAL)), v_none, rtol=0, atol=1e-5)
         guided = Guided(model, torch.full((3,), 2.0, dtype=torch.float64)).v(z, t, label)
     torch.testing.assert_close(guided, 2 * v - v_none, rtol=0, atol=1e-5)
 
@@ -156,9 +156,9 @@ def test_an_eps_teacher_is_converted_distilled_and_exported_for_diffusers(tmp_pa
     save_pipeline(tmp_path / "pipeline")
     path = distill(convert(tmp_path / "pipeline"))
     student = load_checkpoint(path)
-    assert (student.predicts, student.config.diffusion.prediction, student.sampling_steps) == ("v", "eps", 8)
+    assert (student.prediction, student.config.diffusion.prediction, student.sampling.steps) == ("v", "eps", 8)
     converted = load_checkpoint("output/distilled/tiny/0_conversion/diffusion-3.pt")
-    assert (converted.predicts, converted.sampling_steps, converted.undistilled) == ("v", None, False)
+    assert (converted.prediction, converted.kind) == ("v", "converted")
     assert call("convert.py", "--checkpoint", path, "--to_diffusers", "exported") == 0
     scheduler = json.loads(Path("exported/scheduler/scheduler_config.json").read_text())
     expected = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False}
@@ -168,7 +168,7 @@ def test_an_eps_teacher_is_converted_distilled_and_exported_for_diffusers(tmp_pa
         ours = ddim(student.model(CPU), z, 8, clip=False)
     torch.testing.assert_close(draw(*stock(Path("exported")), z, 8), ours, rtol=0, atol=1e-3)
     card = Path("exported/README.md").read_text()
-    assert "Draws in 8 steps" in card and "num_inference_steps=8" in card
+    assert "Samples in 8 steps" in card and "num_inference_steps=8" in card
 
 
 def test_guidance_is_built_into_the_classes_of_an_exported_student(tmp_path, monkeypatch):

@@ -3,13 +3,12 @@ import itertools
 import pytest
 import torch
 from conftest import ROOT
-from models.norm import GroupNorm
 
-from models.blocks import Dropout, ResidualBlock
+from models.blocks import Dropout, GroupNorm, ResidualBlock, sinusoids
 from models.noise_schedule import CosineSchedule
-from models.unet import UNet, sinusoids
-from utils.checkpoints import build_model
-from utils.config import load_config
+from models.unet import UNet, UNetSettings
+from utils.checkpoints.build import build_model
+from utils.config.reading import load_config
 
 SMALL = {
     "image_size": 16,
@@ -21,6 +20,11 @@ SMALL = {
 }
 
 
+def unet(**settings) -> UNet:
+    shape = {name: settings.pop(name) for name in ("image_size", "num_channels")}
+    return UNetSettings(**{"dropout": 0.0} | settings).build(**shape)
+
+
 def awake(network: UNet) -> UNet:
     """A network in which the layers that begin at zero do not: everything reaches the output."""
     for name, parameter in network.named_parameters():
@@ -30,7 +34,7 @@ def awake(network: UNet) -> UNet:
 
 
 def test_begins_as_zero():
-    network = UNet(**SMALL)
+    network = unet(**SMALL)
     assert not network(torch.randn(2, 1, 16, 16), torch.zeros(2)).any()
 
 
@@ -39,7 +43,7 @@ def test_begins_as_zero():
 def test_shapes(num_channels, patch_size, image_size):
     settings = SMALL | {"num_channels": num_channels, "patch_size": patch_size, "image_size": image_size}
     z = torch.randn(2, num_channels, image_size, image_size)
-    assert awake(UNet(**settings))(z, torch.zeros(2)).shape == z.shape
+    assert awake(unet(**settings))(z, torch.zeros(2)).shape == z.shape
 
 
 def drop(probability: float, places: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -77,14 +81,7 @@ def test_full_size_is_the_papers():
     """38 M parameters and 12 GFLOP an image, as the U-Net of Ho et al. 2020 for CIFAR-10."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = UNet(
-        image_size=32,
-        num_channels=1,
-        features=128,
-        multipliers=[1, 2, 2, 2],
-        num_residual_blocks=2,
-        attention_resolutions=[16],
-    )
+    network = UNetSettings().build(image_size=32, num_channels=1)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         network(torch.zeros(1, 1, 32, 32), torch.zeros(1))
     assert 37e6 < sum(p.numel() for p in network.parameters()) < 40e6
@@ -97,7 +94,7 @@ def test_the_network_sees_the_time():
     logsnr = schedule.logsnr(torch.linspace(0, 1, 65, dtype=torch.float64)).float()
 
     def least_change(time_scale):
-        network = UNet(**SMALL, time_scale=time_scale)
+        network = unet(**SMALL, time_scale=time_scale)
         position = torch.atan(torch.exp(-logsnr / 2)) / (torch.pi / 2) * network.time_scale
         return sinusoids(position, network.features).diff(dim=0).norm(dim=1).min()
 
@@ -106,7 +103,7 @@ def test_the_network_sees_the_time():
 
 
 def test_the_time_reaches_the_output():
-    network = awake(UNet(**SMALL))
+    network = awake(unet(**SMALL))
     z = torch.randn(1, 1, 16, 16)
     outputs = [network(z, torch.tensor([logsnr])) for logsnr in (-20.0, -1.0, 0.0, 1.0, 20.0)]
     for one, other in itertools.pairwise(outputs):
@@ -115,7 +112,7 @@ def test_the_time_reaches_the_output():
 
 def test_z_has_a_way_past_all_layers():
     """A network that begins as zero gives z times a number, once the noise level has learned one."""
-    network = UNet(**SMALL | {"num_channels": 2})
+    network = unet(**SMALL | {"num_channels": 2})
     torch.nn.init.normal_(network.skip.weight)
     network.skip.bias.data = torch.tensor([1.5, -0.5])
     z, logsnr = torch.randn(3, 2, 16, 16), torch.tensor([-20.0, 0.0, 5.0])
@@ -126,20 +123,20 @@ def test_z_has_a_way_past_all_layers():
 
 
 def test_samples_do_not_see_each_other():
-    network = awake(UNet(**SMALL))
+    network = awake(unet(**SMALL))
     z, logsnr = torch.randn(5, 1, 16, 16), torch.linspace(-3, 3, 5)
     torch.testing.assert_close(network(z, logsnr)[2:3], network(z[2:3], logsnr[2:3]), atol=1e-5, rtol=1e-4)
 
 
 def test_every_parameter_learns():
-    network = awake(UNet(**SMALL, num_classes=3))
+    network = awake(unet(**SMALL, num_classes=3))
     network(torch.randn(3, 1, 16, 16), torch.randn(3), torch.tensor([0, 1, 2])).square().mean().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
 def test_attention_is_where_it_is_asked_for():
     def attentions(resolutions):
-        network = UNet(**SMALL | {"attention_resolutions": resolutions})
+        network = unet(**SMALL | {"attention_resolutions": resolutions})
         return sum(name.endswith("to_qkv.weight") for name, _ in network.named_parameters())
 
     assert attentions([]) == 1  # the middle
@@ -148,22 +145,22 @@ def test_attention_is_where_it_is_asked_for():
 
 
 def test_classes():
-    network = awake(UNet(**SMALL, num_classes=3))
+    network = awake(unet(**SMALL, num_classes=3))
     z = torch.randn(1, 1, 16, 16).expand(3, -1, -1, -1)
     outputs = network(z, torch.zeros(3), torch.tensor([0, 1, 2]))
     assert (outputs[0] - outputs[1]).abs().max() > 1e-3
     with pytest.raises(ValueError, match="3 classes"):
         network(z, torch.zeros(3))
     with pytest.raises(ValueError, match="0 classes"):
-        UNet(**SMALL)(z, torch.zeros(3), torch.tensor([0, 1, 2]))
+        unet(**SMALL)(z, torch.zeros(3), torch.tensor([0, 1, 2]))
 
 
-def test_sizes_that_cannot_be_halved_are_refused():
-    with pytest.raises(ValueError, match="cannot be divided by 2"):
-        UNet(**SMALL | {"image_size": 15})
-    with pytest.raises(ValueError, match="15 x 16 cannot be divided by 2"):
-        UNet(**SMALL)(torch.zeros(1, 1, 15, 16), torch.zeros(1))
-    assert UNet(**SMALL)(torch.zeros(1, 1, 32, 16), torch.zeros(1)).shape == (1, 1, 32, 16)
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"data.image_size: 15 is not divisible by 2"):
+        UNetSettings(multipliers=[1, 2]).check(15)
+    with pytest.raises(ValueError, match="15 x 16 is not divisible by 2"):
+        unet(**SMALL)(torch.zeros(1, 1, 15, 16), torch.zeros(1))
+    assert unet(**SMALL)(torch.zeros(1, 1, 32, 16), torch.zeros(1)).shape == (1, 1, 32, 16)
 
 
 @pytest.mark.parametrize("channels", [2, 6, 8, 18, 32, 64, 96, 128, 256])
@@ -230,4 +227,4 @@ def test_blocks_halve_and_double_the_images_on_both_ways():
     found = ResidualBlock(4, 4, 8, 0.0, "up")(h, torch.zeros(2, 8), torch.zeros(2))
     assert torch.equal(found, h.repeat_interleave(2, 2).repeat_interleave(2, 3))
     z = torch.randn(2, 1, 16, 16)
-    assert awake(UNet(**SMALL, resample_blocks=True))(z, torch.zeros(2)).shape == z.shape
+    assert awake(unet(**SMALL, resample_blocks=True))(z, torch.zeros(2)).shape == z.shape

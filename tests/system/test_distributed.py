@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, call, finish, run_in_processes
-from utils.process import distributed
+
+from utils.system import distributed
 
 FLAGS = ["--num_training_steps", 5, "--save_and_sample_every_n", 5, "--batch_size", 10]
 
@@ -158,4 +159,4 @@ def test_a_process_alone_is_rank_zero_of_one():
         3,
         4,
     ]
-    assert distributed.is_first_to_say("x") and distributed.is_first_to_say("x")
+    assert distributed.is_first_to_print("x") and distributed.is_first_to_print("x")

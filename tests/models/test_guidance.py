@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from models.diffusion import NO_CLASS, Diffusion, conversion_loss
-from models.guidance import Guided, guided, random_scales, relative_to_scale, without_class
+from models.diffusion import UNCONDITIONAL, Diffusion, conversion_loss, drop_label
+from models.guidance import Guided, guided, random_scales, relative_to_scale
 from models.noise_schedule import CosineSchedule
 from models.samplers import ddim
-from models.unet import UNet
+from models.unet import UNet, UNetSettings
 
 Z, T = torch.randn(3, 1, 4, 4), torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
 LABEL = torch.tensor([0, 1, 2])
@@ -17,7 +17,7 @@ def model(calls: list | None = None) -> Diffusion:
     def network(z, logsnr, label):
         if calls is not None:
             calls.append(label.tolist())
-        return torch.where(label == NO_CLASS, 10, 1 + label)[:, None, None, None] * z
+        return torch.where(label == UNCONDITIONAL, 10, 1 + label)[:, None, None, None] * z
 
     return Diffusion(network, CosineSchedule(), "v")
 
@@ -31,7 +31,7 @@ def test_guided_v_by_hand():
     calls = []
     v = Guided(model(calls), scales(0, 1, 4)).v(Z, T, LABEL)
     torch.testing.assert_close(v, torch.tensor([10.0, 2.0, -18.0])[:, None, None, None] * Z)
-    assert calls == [[NO_CLASS] * 3, [0, 1, 2]]
+    assert calls == [[UNCONDITIONAL] * 3, [0, 1, 2]]
     torch.testing.assert_close(Guided(model(), scales(1, 1, 1)).v(Z, T, LABEL), model().v(Z, T, LABEL))
     as_it_is = model()
     assert guided(as_it_is, None) is as_it_is and guided(as_it_is, scales(2)).model is as_it_is
@@ -41,14 +41,15 @@ def test_a_guided_x_or_eps_is_guided_v():
     """The three predictions differ by what is the same with and without the class."""
     for prediction in ("x", "eps"):
         one = Diffusion(model().network, CosineSchedule(), prediction)
-        v_none, v_class = one.v(Z, T, torch.full((3,), NO_CLASS)), one.v(Z, T, LABEL)
+        v_none, v_class = one.v(Z, T, torch.full((3,), UNCONDITIONAL)), one.v(Z, T, LABEL)
         expected = v_none + 3 * (v_class - v_none)
         torch.testing.assert_close(Guided(one, scales(3, 3, 3)).v(Z, T, LABEL), expected)
 
 
 def unet(**changes) -> UNet:
     settings = {"features": 8, "multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": []}
-    network = UNet(image_size=8, num_channels=1, **settings | {"num_classes": 3} | changes)
+    shape = {"image_size": 8, "num_channels": 1, "takes_guidance": changes.pop("takes_guidance", False)}
+    network = UNetSettings(**settings | {"num_classes": 3, "dropout": 0.0} | changes).build(**shape)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return network.eval()
@@ -58,7 +59,7 @@ def test_no_class_is_the_network_without_classes_bit_for_bit():
     network, without = unet(), unet(num_classes=0)
     without.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("embed_label")})
     z, logsnr = torch.randn(3, 1, 8, 8), torch.zeros(3)
-    found = network(z, logsnr, torch.tensor([NO_CLASS, 2, NO_CLASS]))
+    found = network(z, logsnr, torch.tensor([UNCONDITIONAL, 2, UNCONDITIONAL]))
     expected = without(z, logsnr)
     assert torch.equal(found[0], expected[0]) and torch.equal(found[2], expected[2])
     assert not torch.allclose(found[1], expected[1])
@@ -101,7 +102,7 @@ def test_what_the_conversion_teaches_by_hand():
 
 def test_classes_are_left_out_and_scales_drawn():
     dropped = torch.tensor([False, True, False])
-    assert without_class(LABEL, dropped).tolist() == [0, NO_CLASS, 2] and without_class(None, dropped) is None
+    assert drop_label(LABEL, dropped).tolist() == [0, UNCONDITIONAL, 2] and drop_label(None, dropped) is None
     drawn = random_scales([1.0, 4.0], 1000)
     assert drawn.dtype == torch.float64 and drawn.min() == 1 and 3.95 < drawn.max() <= 4
     others = drawn[drawn > 1]

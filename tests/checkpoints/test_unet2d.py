@@ -8,8 +8,8 @@ import torch
 from conftest import ROOT, call, run_script
 from test_scripts import assert_same, contents, kill_once_there
 
-from models.diffusion import NO_CLASS
-from models.unet2d import UNet2D
+from models.diffusion import UNCONDITIONAL
+from models.unet2d import UNet2DSettings
 
 SETTINGS = {
     "block_out_channels": [8, 16],
@@ -38,11 +38,12 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def test_no_class_is_the_zero_vector_and_the_scale_does_nothing_at_first():
-    network = UNet2D(image_size=16, num_channels=1, num_classes=3, takes_guidance=True, **SETTINGS).eval()
-    without = UNet2D(image_size=16, num_channels=1, **SETTINGS).eval()
+    shape = {"image_size": 16, "num_channels": 1}
+    network = UNet2DSettings(type="unet2d", num_classes=3, **SETTINGS).build(**shape, takes_guidance=True).eval()
+    without = UNet2DSettings(type="unet2d", **SETTINGS).build(**shape).eval()
     without.unet.load_state_dict(network.unet.state_dict())
     z, timestep = torch.randn(3, 1, 16, 16), torch.tensor([0.0, 12.5, 999.0])
-    label, scale = torch.tensor([NO_CLASS, 2, NO_CLASS]), torch.tensor([1.0, 2.0, 4.0])
+    label, scale = torch.tensor([UNCONDITIONAL, 2, UNCONDITIONAL]), torch.tensor([1.0, 2.0, 4.0])
     found, expected = network(z, timestep, label, scale), without(z, timestep)
     torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
     assert not torch.allclose(found[1], expected[1], atol=1e-3)

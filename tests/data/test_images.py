@@ -1,16 +1,16 @@
 from collections import Counter
 
 import torch
-from utils.data.image_set import ImageSet
+from conftest import image_set
 
-from utils.data.batches import ImageData, _epochs
+from utils.data.images import ImageData
 
 
 def numbered(count: int, seed: int = 0, random_flip: bool = False) -> ImageData:
     """Images that are all of one value, their own index, but for a brighter left column."""
     images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 2, 2)
     images[..., 0] += 100
-    data = ImageSet.in_memory(images, torch.zeros(count, dtype=torch.long), [])
+    data = image_set(images, torch.zeros(count, dtype=torch.long), [])
     return ImageData(data, with_classes=False, seed=seed, random_flip=random_flip)
 
 
@@ -30,12 +30,8 @@ def test_every_image_once_an_epoch_in_an_order_of_the_seed():
     assert sorted(Counter(indices(numbered(3), 0, 8)).values()) == [2, 3, 3]  # a batch larger than the data
 
 
-def test_epochs_join_without_a_gap():
-    assert _epochs(7, 12, 5) == [(1, 2, 5), (2, 0, 5), (3, 0, 4)]
-
-
 def test_range_is_minus_one_to_one():
-    data = ImageSet.in_memory(
+    data = image_set(
         torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None], torch.zeros(2, dtype=torch.long), []
     )
     data = ImageData(data, with_classes=False, seed=0, random_flip=False)
@@ -44,7 +40,7 @@ def test_range_is_minus_one_to_one():
 
 def test_black_and_white_and_nothing_else_lie_a_margin_beyond_the_range():
     images = torch.tensor([0, 1, 128, 254, 255], dtype=torch.uint8)[:, None, None, None]
-    data = ImageSet.in_memory(images, torch.zeros(5, dtype=torch.long), [])
+    data = image_set(images, torch.zeros(5, dtype=torch.long), [])
     data = ImageData(data, with_classes=False, seed=0, random_flip=False, saturation_margin=0.25)
     expected = [-1.25, 1 / 127.5 - 1, 128 / 127.5 - 1, 254 / 127.5 - 1, 1.25]
     torch.testing.assert_close(data.batch(range(5))[0].flatten().sort().values, torch.tensor(expected))
