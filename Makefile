@@ -1,12 +1,12 @@
 # make lesson    digits: train, distill from 1024 sampling steps to 1, compare; continues what is unfinished
-# make evaluate  measures them: FID and more against the number of steps, with a figure; some ten minutes where matrices run at 317 GFLOP/s
+# make evaluate  measures them: FID and more against the number of steps, with a figure; six minutes on two cores
 # make fashion   clothes, with guidance; twice as long; needs a network the first time
 # make test      lint, then all tests
-# make stress    what takes half an hour: 70 kills, 10,000 mutated files
+# make stress    tests that take half an hour: 70 kills, 10,000 mutated files
 # make notebook  runs docs/lesson.ipynb, after the lesson: the mathematics, one equation at a time
 # make page      digits in a browser, drawn by teacher and student, as a folder for any web server; needs npm
 # make serve     the page, on this machine
-# make lint      style and format (ruff), and the layers of imports (import-linter)
+# make lint      style and format (ruff), and the direction of imports (import-linter)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,15 +33,14 @@ FASHION_PICTURE := output/fashion-4-2-steps.png
 .PHONY: lesson evaluate fashion notebook page serve models-of-page test stress lint
 
 lesson: $(PICTURE) $(PICTURE_AT_8)
-	@echo "The lesson is done. Its pictures, each from the same noise in all panels:"
+	@echo "The lesson is done. Its images, each with the same noise in all panels:"
 	@echo "  $(PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
 	@echo "  $(PICTURE_AT_8)   teacher at 1024 steps | teacher at 8 | student at 8"
 	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
-	@$(BIN)/python -m utils.training.log output/$(NAME) $$(ls -d $(STUDENTS)/* | sort -V)
 
 evaluate: $(LAST_STUDENT)
 	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS) \
-		--student_steps 8 4 2 1 --samplers ddim
+		--student_steps 8 4 2 1
 
 fashion: $(FASHION_PICTURE)
 	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"

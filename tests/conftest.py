@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # bit-identical runs are promised on the CPU
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from a second thread
 torch.set_num_threads(1)
+os.environ["MPLCONFIGDIR"] = str(ROOT / "data/cache/matplotlib")  # not in the folders that tests look at
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; processes inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.accelerator.current_accelerator = lambda *_, **__: None  # so that Apple's GPU is not the default either

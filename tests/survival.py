@@ -14,16 +14,14 @@ from pathlib import Path
 import torch
 from conftest import ROOT, TINY, call
 from mutations import mutate
-from utils.process.timing import Stopwatch
-from utils.training.loop import TrainingLoop
 
-from utils.checkpoints.build import build_model
 from utils.checkpoints.compute import Compute
 from utils.config.reading import load_config
 from utils.config.schema import Config
 from utils.system.errors import InputError
 from utils.training.run import Run
-from utils.training.trainer import Trainer
+from utils.training.stage import teacher_stage
+from utils.training.state import read_state
 
 SECONDS, BYTES = 10, 2 * 2**30
 CHECKPOINT = "output/tiny/diffusion-2.pt"
@@ -55,10 +53,10 @@ def continue_it(config: Config) -> tuple[int, str]:
     """What train.py does with a training state before the first step."""
     device = torch.device("cpu")
     try:
-        run = Run.open(Path("mutated"), torch.load(STATE, weights_only=True)["identity"], 2)
-        model, compute = build_model(config, device), Compute(device, "fp32", compile=False)
-        trainer = Trainer(model, config.training, compute, learning_rate=lambda step: 0.0, seed=0)
-        TrainingLoop(run, trainer, config, Stopwatch(), "mutated")
+        stage = teacher_stage(config, Path("mutated"), None)
+        run = Run(stage, read_state(stage))
+        run.prepare(None, Compute(device, "fp32", compile=False))
+        run.add_trainer("model", stage.initial_model(device))
     except InputError as error:
         return 2, f"error: {error}\n"
     return 0, ""
@@ -94,7 +92,7 @@ def survive(folder: Path, count: int, seed: int) -> Counter:
             file stays in the folder `mutated`.
     """
     whole = make_lesson(folder)
-    config = load_config("tiny.yaml")
+    config = load_config("tiny.yaml", {"training.num_training_steps": 2})
     before = {path for path in Path().rglob("*") if path.parts[0] != "mutated"} | {Path("output/grid.png")}
     verdicts: Counter = Counter()
 

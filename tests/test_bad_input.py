@@ -127,7 +127,10 @@ BAD = [
     ("distill.py " + TEACH.replace("tiny.yaml", "eps.yaml"), "diffusion.prediction is v there and eps here"),
     ("distill.py " + TEACH.replace("tiny.yaml", "linear.yaml"), "diffusion.schedule is cosine there and linear here"),
     ("distill.py " + TEACH.replace("tiny.yaml", "range.yaml"), "diffusion.logsnr_max is 20.0 there and 10.0 here"),
-    (f"distill.py {TEACH} --initial_sampling_steps 0", "argument --initial_sampling_steps: should be a positive integer"),
+    (
+        f"distill.py {TEACH} --initial_sampling_steps 0",
+        "argument --initial_sampling_steps: should be a positive integer",
+    ),
     (f"distill.py {TEACH} --distillation_iterations -1", "argument --distillation_iterations: should be a positive"),
     (
         f"distill.py {TEACH} --initial_sampling_steps 12 --distillation_iterations 4",

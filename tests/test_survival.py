@@ -11,6 +11,7 @@ import torch
 from survival import CHECKPOINT, judge, make_lesson, survive
 
 from utils.config.reading import load_config
+from utils.config.schema import Config
 
 
 def test_mutated_files_are_refused_in_one_line(tmp_path, monkeypatch):
@@ -100,7 +101,7 @@ def hostile_checkpoints(whole: bytes) -> dict[str, bytes]:
         "a network of too many layers": with_network(num_residual_blocks=10**9),
         "a network of layers that are not there": with_network(num_residual_blocks=64),
         "a million levels": with_network(multipliers=[1] * 10**6),
-        "a number of ten thousand digits": saved(content | {"sampling_steps": 10**10_000}),
+        "a number of ten thousand digits": saved(content | {"step": 10**10_000}),
         "the version is no number": saved(content | {"format_version": "\x1b[31m" * 100}),
         "a subclass of a tensor": saved(content | {"weights": weights | {first: torch.nn.Parameter(weights[first])}}),
         "a sparse tensor": saved(content | {"weights": weights | {first: weights[first].to_sparse()}}),
@@ -121,6 +122,10 @@ HOSTILE_CONFIGS = {
     "letters that turn the terminal red": 'data: {"\\e[31m": 1}',
     "another encoding": "data: {name: M\xc3".encode("latin-1"),
 }
+
+
+def two_steps() -> Config:
+    return load_config("tiny.yaml", {"training.num_training_steps": 2})
 
 
 @pytest.mark.parametrize("name", HOSTILE_CONFIGS)
@@ -144,19 +149,26 @@ def test_hostile_checkpoints(lesson, monkeypatch):
 def test_hostile_states(lesson, monkeypatch):
     """What the fused optimizer would read without looking."""
     monkeypatch.chdir(lesson[0])
-    config, state = load_config("tiny.yaml"), torch.load(io.BytesIO(lesson[1]["state"]), weights_only=True)
+    config, state = two_steps(), torch.load(io.BytesIO(lesson[1]["state"]), weights_only=True)
     assert judge("state", lesson[1]["state"], config) == "accepted"
-    moments = state["optimizer"]
+    model = state["trainers"]["model"]
+    moments = model["optimizer"]
+
+    def with_model(**changes: object) -> dict:
+        return {"trainers": {"model": model | changes}}
+
     for changes in (
-        {"optimizer": moments | {0: moments[0] | {"exp_avg": torch.zeros(1)}}},
-        {"optimizer": moments | {0: {"step": moments[0]["step"]}}},
-        {"optimizer": {}},
+        with_model(optimizer=moments | {0: moments[0] | {"exp_avg": torch.zeros(1)}}),
+        with_model(optimizer=moments | {0: {"step": moments[0]["step"]}}),
+        with_model(optimizer={}),
         {"step": -1},
         {"step": 3},
         {"num_steps": 2**62},
         {"identity": laughs(40)},
         {"compute": {"precision": "fp32", "compile": "yes", "processes": 1}},
-        {"network": state["network"] | {"extra": torch.zeros(1)}},
-        {"ema": state["network"]},
+        with_model(network=model["network"] | {"extra": torch.zeros(1)}),
+        with_model(ema=moments),
+        {"trainers": {"model": model["network"]}},
+        {"trainers": {}},
     ):
         assert judge("state", saved(state | changes), config) == "refused", changes.keys()

@@ -1,10 +1,10 @@
-"""The models of the page, from checkpoints: ONNX files whose weights are in half precision, and models.json.
+"""Writes the models of the page: ONNX files with weights in half precision, and models.json.
 
     python -m web.make_models output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
       output/distilled/ddpm_32x32_v_continuous_small/{7_8,8_4,9_2,10_1}
 
-The first is the teacher, a checkpoint; the others are the folders of its students. A network still computes in float32,
-with weights that are cast when it is loaded; those of a model that would then draw another picture stay as they are.
+The first is the teacher, a checkpoint; the others are the folders of its students. The networks still compute in
+float32; their weights are cast when they are loaded. A model keeps float32 weights if its samples would change.
 """
 
 import argparse
@@ -18,19 +18,17 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
-from utils.checkpoints.checkpoint import load_checkpoint
-from utils.checkpoints.to_onnx import write_onnx
-from utils.system.seeds import seed_of
-from utils.checkpoints.sampling import draw_samples
-from utils.training.stage import latest_checkpoint
 
 from models.diffusion import Diffusion
-from utils.checkpoints import Checkpoint
+from utils.checkpoints.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from utils.checkpoints.sampling import draw_samples
+from utils.checkpoints.to_onnx import write_onnx
+from utils.system.seeds import seed_of
 
 FOLDER = Path(__file__).parent / "models"
-FEW = 16  # numbers are left as they are: nothing would be saved, and they may be shapes
-TEACHERS_STEPS = 128  # with which its two precisions are compared
-SAME = 2 / 255  # one grey
+FEW = 16  # numbers keep their precision: nothing would be saved, and they may be shapes
+TEACHER_STEPS = 128  # to compare its two precisions
+SAME = 2 / 255  # one grey level
 
 
 def with_half_weights(content: bytes) -> bytes:
@@ -50,21 +48,23 @@ def with_half_weights(content: bytes) -> bytes:
 
 
 def draw(content: bytes, checkpoint: Checkpoint) -> Tensor:
-    """The first ten pictures of sample.py, one of each class, [10, 1, H, W] in [-1, 1], by the network in the file."""
+    """The first ten samples of sample.py, one of each class, [10, 1, H, W] in [-1, 1], by the network in the file."""
     session = onnxruntime.InferenceSession(content)
 
     def network(*inputs: Tensor) -> Tensor:
         named = zip(session.get_inputs(), inputs, strict=True)
         return torch.from_numpy(session.run(["v"], {one.name: value.numpy() for one, value in named})[0])
 
-    config, steps = checkpoint.config, checkpoint.sampling_steps or TEACHERS_STEPS
+    config, sampling = checkpoint.config, checkpoint.sampling
+    if checkpoint.kind == "teacher":
+        sampling = sampling.model_copy(update={"steps": TEACHER_STEPS})
     model = Diffusion(network, config.diffusion.noise_schedule(), "v", takes_guidance=checkpoint.guidance is not None)
-    return draw_samples(model, config, 10, sampling_steps=steps, seed=0, device=torch.device("cpu"))
+    return draw_samples(model, config, 10, sampling=sampling, seed=0, device=torch.device("cpu"))
 
 
 def add_model(checkpoint: Checkpoint) -> dict:
-    """Writes the file of a model; what models.json says of it."""
-    steps = checkpoint.sampling_steps
+    """Writes the file of a model; returns its entry of models.json."""
+    steps = checkpoint.sampling.steps if checkpoint.kind == "student" else None
     path = FOLDER / (f"student-{steps}.onnx" if steps else "teacher.onnx")
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(checkpoint, Path(folder, "model.onnx"))
@@ -74,14 +74,16 @@ def add_model(checkpoint: Checkpoint) -> dict:
     is_same = difference <= SAME
     path.write_bytes(half if is_same else content)
     kind = "half" if is_same else "single"
-    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {kind} precision; halved, pictures differ by {difference:.4f}")
+    print(
+        f"{path}: {path.stat().st_size / 1e6:.2f} MB, {kind} precision; in half precision, samples differ by {difference:.4f}"
+    )
     return {"file": path.name, "steps": steps, "guidance": checkpoint.guidance is not None}
 
 
 def main() -> None:
-    """Writes all files anew."""
+    """Replaces all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teacher", type=Path, help="a checkpoint of the undistilled model")
+    parser.add_argument("teacher", type=Path, help="a checkpoint of the teacher")
     parser.add_argument("students", type=Path, nargs="+", help="folders of its students")
     arguments = parser.parse_args()
     teacher = load_checkpoint(arguments.teacher)

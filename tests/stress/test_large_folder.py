@@ -24,6 +24,7 @@ from utils.checkpoints.compute import Compute
 from utils.config.reading import load_config
 from utils.data.datasets import load_images
 from utils.data.images import ImageData
+from utils.system.seeds import normal_noise
 from utils.training.trainer import Trainer
 
 NUM_PICTURES, NUM_BROKEN, GIB = 100_000, 50, 2**30
@@ -113,16 +114,18 @@ def test_a_step_takes_as_long_as_with_data_in_memory(folder, monkeypatch):
     trainers, times = [], ([], [])
     for _ in sources:
         model = build_model(config, torch.device("cpu"))
-        trainers.append(Trainer(model, config.training, compute, learning_rate=lambda _: 1e-3, seed=0))
+        options = {"learning_rate": lambda _: 1e-3, "seed_of": lambda purpose, index: index}
+        trainers.append(Trainer(model, config.training, compute, **options))
     for _ in range(60):
         for data, trainer, taken in zip(sources, trainers, times, strict=True):
-
-            def losses(examples: range, t: torch.Tensor, data=data, trainer=trainer) -> torch.Tensor:
+            start, t = time.perf_counter(), stratified(config.training.batch_size)
+            for part in trainer.micro_batches():
+                first = trainer.step * config.training.batch_size
+                examples = range(first + part.start, first + part.stop)
                 x, label = data.batch(examples)
-                return training_loss(trainer.model, x, trainer.noise(examples, x), t, "v_mse", label)
-
-            start = time.perf_counter()
-            trainer.take_step(losses, stratified(config.training.batch_size))
+                eps = normal_noise(examples, x)
+                trainer.backward(training_loss(trainer.model, x, eps, t[part], "v_mse", label))
+            trainer.update()
             taken.append(time.perf_counter() - start)
     medians = [1e3 * statistics.median(taken[10:]) for taken in times]
     print(f"a step, ms: mapped {medians[0]:.1f}, in memory {medians[1]:.1f}, ratio {medians[0] / medians[1]:.3f}")

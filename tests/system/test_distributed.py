@@ -36,7 +36,7 @@ def lesson(tmp_path_factory) -> Path:
 
 
 def state_of(folder: Path) -> dict:
-    return torch.load(folder / "training_state.pt", weights_only=True)
+    return torch.load(folder / "training_state.pt", weights_only=True)["trainers"]["model"]
 
 
 def losses_of(folder: Path) -> list[float]:
@@ -54,7 +54,7 @@ def assert_same_but_for_rounding(one: Path, other: Path, tolerance: float = 1e-5
 
 def test_what_processes_agree_on(tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    code, output, errors = finish(run_in_processes(3, "tests/process/in_processes.py", cwd=tmp_path, env=environment))
+    code, output, errors = finish(run_in_processes(3, "tests/system/in_processes.py", cwd=tmp_path, env=environment))
     assert code == 0, errors
     assert output.split("\n") == ["all is well in 0", ""]  # the others are not heard
 
@@ -137,7 +137,7 @@ def test_a_run_that_lost_a_process_is_started_again_and_ends_as_if_nothing_had_b
     code, output, errors = finish(process)
     assert code == 0, errors
     assert output.count("training on cpu") == 2 and output.count("from step 0,") == 1
-    assert "another process of this run has ended" in errors and "without --restart goes on" in errors
+    assert "another process of this run has ended" in errors and "without --restart resumes" in errors
     one, other = state_of(lesson / "undisturbed"), state_of(lesson / "killed")
     assert all(torch.equal(one[part][name], other[part][name]) for part in ("network", "ema") for name in one[part])
 
@@ -147,7 +147,7 @@ def test_what_is_wrong_is_said_once(lesson):
     code, _, errors = finish(run_in_processes(2, "train.py", *flags, cwd=lesson))
     assert code == 1  # torchrun's own
     said = [line for line in errors.splitlines() if "train.py: error:" in line]
-    assert len(said) == 1 and "training.batch_size: 1 is less than 2, an image for each of 2 processes" in said[0]
+    assert len(said) == 1 and "training.batch_size: 1 is less than 2, one image for each of 2 processes" in said[0]
     assert not (lesson / "small").exists()
 
 

@@ -18,7 +18,7 @@ from utils.system.errors import InputError
 from utils.system.files import require_regular_file
 
 # Limits of everything but the tensors; it has some 100 KB for 300 tensors.
-MOST_METADATA_BYTES, MOST_VALUES, DEEPEST, LONGEST_TEXT = 2**21, 50_000, 10, 4096
+MOST_METADATA_BYTES, MOST_VALUES, DEEPEST, LONGEST_TEXT = 2**21, 50_000, 8, 4096
 DTYPES, HALF = {torch.float32, torch.int64}, {torch.float16, torch.bfloat16}
 
 

@@ -64,9 +64,13 @@ class Session:
             self._begin()
         prepare_folder(run.folder)
         self._data, self._compute = data, compute.as_dict()
-        guidance = ", guidance {:g} to {:g}".format(*stage.guidance) if stage.guidance else ""
-        what = f"{stage.title}, predicting {stage.prediction}{guidance}" if stage.kind == "converted" else stage.title
-        print(f"{what}: on {compute}, from step {run.step}, {len(data)} images, writing to {run.folder}")
+        scales = " and guidance {:g} to {:g}".format(*stage.guidance) if stage.guidance else ""
+        to_prediction, to_steps = (
+            f"converting to {stage.prediction}{scales}",
+            f"distilling to {stage.sampling.steps} steps",
+        )
+        what = {"teacher": "training", "converted": to_prediction, "student": to_steps}[stage.kind]
+        print(f"{what} on {compute}, from step {run.step}, {len(data)} images, writing to {run.folder}")
         return run
 
     def _begin(self) -> None:
