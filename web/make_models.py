@@ -74,9 +74,7 @@ def add_model(checkpoint: Checkpoint) -> dict:
     is_same = difference <= SAME
     path.write_bytes(half if is_same else content)
     kind = "half" if is_same else "single"
-    print(
-        f"{path}: {path.stat().st_size / 1e6:.2f} MB, {kind} precision; in half precision, samples differ by {difference:.4f}"
-    )
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, {kind} precision; halved, samples differ by {difference:.4f}")
     return {"file": path.name, "steps": steps, "guidance": checkpoint.guidance is not None}
 
 
