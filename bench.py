@@ -23,7 +23,7 @@ from tqdm import trange
 
 from models.diffusion import Diffusion, distillation_loss, stratified, training_loss
 from models.samplers import ddim
-from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import build_model
 from utils.checkpoints.compute import PASSES, Compute, choose_device, forward_flop
 from utils.config.reading import load_config
 from utils.config.schema import Config, Optimization
@@ -35,6 +35,13 @@ from utils.training.trainer import Trainer
 
 NUM_STEPS = 8  # of the sampler and of the student; a step takes the same time with any number
 LEARNING_RATE = 1e-5
+# The section of the configuration with the batch size, and the number of steps in a measured call.
+STEPS = {
+    "training step": ("training", 1),
+    "distillation step": ("distillation", 1),
+    "sampler step": ("sampling", NUM_STEPS),
+    "network evaluation": ("sampling", NUM_STEPS),
+}
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -104,37 +111,21 @@ class Contender:
 
         return step
 
-    def training_step(self) -> Callable[[], object]:
-        """The training step of train.py."""
-        options = {"t": stratified(self.sizes["training"]), "weighting": self.config.training.loss_weighting}
-        return self.step_of("training", self.config.network.dropout, partial(training_loss, **options))
-
-    def distillation_step(self) -> Callable[[], object]:
-        """The distillation step of distill.py."""
+    def steps(self) -> dict[str, Callable[[], object]]:
+        """A function for each of `STEPS`."""
+        of_training = {"t": stratified(self.sizes["training"]), "weighting": self.config.training.loss_weighting}
         i = 1 + (stratified(self.sizes["distillation"]) * NUM_STEPS).long()
         options = {"i": i, "num_steps": NUM_STEPS, "weighting": self.config.distillation.loss_weighting}
-        loss = partial(distillation_loss, teacher=self.teacher, **options)
-        return self.step_of("distillation", 0.0, lambda model, x, eps, label: loss(model, x=x, eps=eps, label=label))
-
-    def sampler_steps(self) -> Callable[[], object]:
-        """`NUM_STEPS` steps of the sampler of sample.py."""
-        z, label = self.batch("sampling")
-        return torch.inference_mode()(lambda: ddim(self.sampled, z, NUM_STEPS, label=label, clip=False))
-
-    def network_evaluations(self) -> Callable[[], object]:
-        """The network evaluations of `sampler_steps`, and nothing else."""
-        (z, label), network = self.batch("sampling"), self.sampled.network
-        inputs = z, torch.zeros(len(z), device=z.device), label
-        return torch.inference_mode()(lambda: [network(*inputs) for _ in range(NUM_STEPS)])
-
-
-# By name: the method of `Contender`, the section with the batch size, steps in a call
-STEPS = {
-    "training step": (Contender.training_step, "training", 1),
-    "distillation step": (Contender.distillation_step, "distillation", 1),
-    "sampler step": (Contender.sampler_steps, "sampling", NUM_STEPS),
-    "network evaluation": (Contender.network_evaluations, "sampling", NUM_STEPS),
-}
+        distillation = partial(distillation_loss, teacher=self.teacher, **options)
+        (z, label), model = self.batch("sampling"), self.sampled
+        inputs, without_gradients = (z, torch.zeros(len(z), device=z.device), label), torch.inference_mode()
+        steps = [
+            self.step_of("training", self.config.network.dropout, partial(training_loss, **of_training)),
+            self.step_of("distillation", 0.0, lambda m, x, eps, label: distillation(m, x=x, eps=eps, label=label)),
+            without_gradients(lambda: ddim(model, z, NUM_STEPS, label=label, clip=False)),
+            without_gradients(lambda: [model.network(*inputs) for _ in range(NUM_STEPS)]),
+        ]
+        return dict(zip(STEPS, steps, strict=True))
 
 
 def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.device) -> dict[Any, float]:
@@ -155,19 +146,19 @@ def measure(calls: dict[Any, Callable[[], object]], rounds: int, device: torch.d
 def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int) -> dict[str, Any]:
     """All measurements, as a dictionary."""
     device, flop, matrix_size = compute.device, forward_flop(config), MATRIX_SIZE.get(compute.device.type, 2048)
-    sizes = {section: batch_size or getattr(config, section).batch_size for _, section, _ in STEPS.values()}
+    sizes = {section: batch_size or getattr(config, section).batch_size for section, _ in STEPS.values()}
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     a, b = (torch.randn(matrix_size, matrix_size, device=device).to(dtype) for _ in range(2))
     calls: dict[Any, Callable[[], object]] = {"matrices": lambda: a @ b}
     for who, how in (("ours", compute), ("plain", Compute(device, "fp32", compile=False))):
         contender = Contender(config, how, sizes, plain=who == "plain")
-        for name, (method, _, _) in STEPS.items():
-            calls[who, name] = call = method(contender)
+        for name, call in contender.steps().items():
+            calls[who, name] = call
             for _ in range(3):  # warm-up, and compilation
                 call()
     seconds = measure(calls, rounds, device)
     peak, rows = 2.0 * matrix_size**3 / seconds["matrices"], {}
-    for name, (_, section, repetitions) in STEPS.items():
+    for name, (section, repetitions) in STEPS.items():
         took, plain_took, size = *(seconds[who, name] / repetitions for who in ("ours", "plain")), sizes[section]
         rate = PASSES[section] * size * flop / took
         rows[name] = {

@@ -23,10 +23,9 @@ from utils.config.reading import load_config
 from utils.config.schema import Config
 from utils.data.datasets import load_images, require_num_classes, require_same_classes, require_test_root
 from utils.data.images import ImageSet
-from utils.evaluation.evaluation import TRAINING_IMAGES, Candidate, Evaluation
+from utils.evaluation.evaluation import TRAINING_IMAGES, Candidate, Evaluation, Results
 from utils.evaluation.figures import draw_figure, draw_trade_off, table
 from utils.evaluation.metrics import EXTRACTORS
-from utils.evaluation.results import Results
 from utils.system import cli
 from utils.system.errors import InputError
 from utils.system.files import locked

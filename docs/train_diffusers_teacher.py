@@ -8,7 +8,7 @@ a warm-up and a cosine schedule, without EMA, and saved with `save_pretrained`.
 """
 
 import argparse
-import time
+from itertools import count, islice
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,7 @@ arguments = parser.parse_args()
 torch.manual_seed(0)
 to_tensor = transforms.Compose([transforms.Resize(32), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
 images = getattr(datasets, arguments.data)(arguments.root, download=True, transform=to_tensor)
-batches = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
-
+epoch = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
 network = UNet2DModel(
     sample_size=32,
     in_channels=1,
@@ -42,25 +41,16 @@ network = UNet2DModel(
 scheduler = DDPMScheduler(num_train_timesteps=1000)
 optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
 learning_rate = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=200, num_training_steps=arguments.steps)
-print(f"{sum(p.numel() for p in network.parameters()):,} parameters")
-
-step, start = 0, time.perf_counter()
-while step < arguments.steps:
-    for x, _ in batches:
-        eps = torch.randn_like(x)
-        timesteps = torch.randint(0, 1000, (len(x),))
-        z = scheduler.add_noise(x, eps, timesteps)
-        loss = F.mse_loss(network(z, timesteps).sample, eps)
-        loss.backward()
-        torch.nn.utils.system.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        learning_rate.step()
-        optimizer.zero_grad()
-        step += 1
-        if step % 100 == 0:
-            print(f"step {step}, loss {loss.item():.4f}, {time.perf_counter() - start:.0f} s", flush=True)
-        if step == arguments.steps:
-            break
-
+batches = (x for _ in count() for x, _ in epoch)
+for step, x in enumerate(islice(batches, arguments.steps), start=1):
+    eps, timesteps = torch.randn_like(x), torch.randint(0, 1000, (len(x),))
+    loss = F.mse_loss(network(scheduler.add_noise(x, eps, timesteps), timesteps).sample, eps)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()
+    learning_rate.step()
+    optimizer.zero_grad()
+    if step % 100 == 0:
+        print(f"step {step}, loss {loss.item():.4f}", flush=True)
 DDPMPipeline(network, scheduler).save_pretrained(arguments.output)
 print(f"wrote {arguments.output}")

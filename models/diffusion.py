@@ -76,20 +76,13 @@ def drop_label(label: Tensor | None, dropped: Tensor) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A network, its noise schedule, and what its output means.
+    """A network, its noise schedule, and what its output means."""
 
-    Attributes:
-        network: see `Network` in models/network.py.
-        prediction: whether the network predicts v, eps or x.
-        takes_guidance: whether the guidance scale is an input of the network; see models/guidance.py.
-        timesteps: the network's own.
-    """
-
-    network: Callable[..., Tensor]
+    network: Callable[..., Tensor]  # see `Network` in models/network.py
     schedule: NoiseSchedule
-    prediction: Prediction
-    takes_guidance: bool = False
-    timesteps: int | None = None
+    prediction: Prediction  # of the network
+    takes_guidance: bool = False  # whether the guidance scale is an input of the network; see models/guidance.py
+    timesteps: int | None = None  # the network's own
 
     def v(self, z: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """The network's output at z [B, C, H, W] and the times t [B] in (0, 1], converted to v."""

@@ -47,15 +47,10 @@ def evaluations_per_step(scale: float, *, takes_guidance: bool) -> int:
 
 @dataclass(frozen=True)
 class Guided:
-    """A model with guidance: a drop-in replacement of `Diffusion` for samplers, students and teachers.
+    """A model with guidance: a drop-in replacement of `Diffusion` for samplers, students and teachers."""
 
-    Attributes:
-        model: class-conditional; its network takes the scale, or was also trained without labels.
-        scale: s for each image, [B] in float64, on the CPU.
-    """
-
-    model: Diffusion
-    scale: Tensor
+    model: Diffusion  # class-conditional; its network takes the scale, or was also trained without labels
+    scale: Tensor  # s for each image, [B] in float64, on the CPU
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -13,17 +13,11 @@ NumClasses = Annotated[int, Field(ge=0, le=2**20)]
 
 
 class Network(Protocol):
-    """An `nn.Module` that predicts v, eps or x.
+    """An `nn.Module` that predicts v, eps or x."""
 
-    Attributes:
-        bfloat16: whether it computes in bfloat16 where that is safe; weights, inputs and output stay float32.
-        timesteps: None if it is conditioned on logsnr; T if on the timestep k = T t - 1 of a process of T timesteps.
-        first_example: the index in the global batch of the first image of the next call, for `Dropout`.
-    """
-
-    bfloat16: bool
-    timesteps: int | None
-    first_example: int | Tensor
+    bfloat16: bool  # whether it computes in bfloat16 where that is safe; weights, inputs and output stay float32
+    timesteps: int | None  # T if it is conditioned on the timestep k = T t - 1 of a process, None if on logsnr
+    first_example: int | Tensor  # the index in the global batch of the first image of the next call, for `Dropout`
 
     def __call__(self, z: Tensor, time: Tensor, label: Tensor | None, guidance: Tensor | None = None) -> Tensor:
         """The prediction, in the shape of z [B, C, H, W].

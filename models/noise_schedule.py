@@ -85,13 +85,9 @@ class DiscreteSchedule(NoiseSchedule):
 
     Timestep k in {0, ..., T - 1} is the time (k + 1) / T, where logsnr is exact. From there to t = 0 the line through
     the first two timesteps is extrapolated.
-
-    Attributes:
-        betas: the variance that each timestep adds, T >= 2 numbers in [0, 1]; alpha^2 is the cumulative product of
-            1 - beta.
     """
 
-    betas: tuple[float, ...]
+    betas: tuple[float, ...]  # the variance that each timestep adds, T >= 2 numbers; alpha^2 = cumprod(1 - betas)
 
     @cached_property
     def table(self) -> Tensor:

@@ -79,17 +79,11 @@ def ancestral(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler and its properties.
+    """A sampler and its properties."""
 
-    Attributes:
-        sample: `sample(model, z, num_steps, label=, clip=)`; a stochastic one also takes `noise=` and `variance=`.
-        stochastic: whether it draws fresh noise in each step.
-        evaluations_per_step: evaluations of the (possibly guided) model in a step.
-    """
-
-    sample: Callable[..., Tensor]
-    stochastic: bool
-    evaluations_per_step: int = 1
+    sample: Callable[..., Tensor]  # (model, z, num_steps, label=, clip=); if stochastic, also noise= and variance=
+    stochastic: bool  # whether it draws fresh noise in each step
+    evaluations_per_step: int = 1  # of the (possibly guided) model
 
 
 SAMPLERS = {"ddim": Sampler(ddim, stochastic=False), "ancestral": Sampler(ancestral, stochastic=True)}

@@ -185,7 +185,7 @@ BAD = [
     (f"{EVALUATE} {TEACHER} --num_samples 60001", "--num_samples 60001: more than the 60000 training images"),
     (f"{EVALUATE} {TEACHER} --batch_size 0", "argument --batch_size: should be a positive integer"),
     (f"{EVALUATE} {TEACHER} --output_dir a_file", "a_file: this folder is not writable"),
-    (f"{EVALUATE} {TEACHER} --output_dir no_results", "results.json: damaged, or not results of evaluate.py"),
+    (f"{EVALUATE} {TEACHER} --output_dir no_results", "results.json: damaged, or not results of this"),
     (f"{EVALUATE.replace('tiny', 'untested')} folder.pt", "data.test_root: missing; needed here: a folder of images"),
     (f"{EVALUATE.replace('tiny', 'inside')} folder.pt", "inside.yaml: data.test_root: must not be inside data.root"),
 ]

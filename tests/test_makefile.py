@@ -23,4 +23,4 @@ def test_a_lesson_expects_what_its_configuration_makes(prefix, count):
     assert len(students) == count
     for iteration, sampling_steps, step in students:
         assert int(sampling_steps) == 1024 // 2 ** int(iteration)
-        assert int(step) == config.distillation.num_training_steps(int(sampling_steps))
+        assert int(step) == config.distillation.of_student(int(sampling_steps))[0]

@@ -7,8 +7,7 @@ from conftest import save_model
 
 from models.blocks import Dropout
 from models.diffusion import Diffusion
-from utils.checkpoints.build import build_model
-from utils.checkpoints.checkpoint import FORMAT_VERSION, TrainedOn, load_checkpoint
+from utils.checkpoints.checkpoint import FORMAT_VERSION, TrainedOn, build_model, load_checkpoint
 from utils.config.schema import Config, SamplerSettings
 from utils.system.errors import InputError
 

@@ -8,8 +8,7 @@ from conftest import call, save_model
 from pipelines import save_pipeline
 
 import convert
-from utils.checkpoints.build import build_model
-from utils.checkpoints.checkpoint import load_checkpoint
+from utils.checkpoints.checkpoint import build_model, load_checkpoint
 from utils.config.reading import load_config
 from utils.config.schema import Config
 from utils.system.errors import InputError

@@ -12,8 +12,7 @@ from conftest import ROOT, call, save_model
 
 from models.guidance import guided
 from models.samplers import ddim
-from utils.checkpoints.build import build_model
-from utils.checkpoints.checkpoint import load_checkpoint
+from utils.checkpoints.checkpoint import build_model, load_checkpoint
 from utils.config.schema import Config
 
 OURS = {"features": 8, "multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": [], "patch_size": 2}

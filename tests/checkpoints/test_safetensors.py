@@ -8,8 +8,7 @@ import torch
 from conftest import call, save_model
 from safetensors.torch import load_file, save_file
 
-from utils.checkpoints.build import build_model
-from utils.checkpoints.checkpoint import Metadata, TrainedOn, load_checkpoint
+from utils.checkpoints.checkpoint import Metadata, TrainedOn, build_model, load_checkpoint
 from utils.config.schema import Config
 
 CONFIG = Config.model_validate(

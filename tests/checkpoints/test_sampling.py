@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models.diffusion import Diffusion
-from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import build_model
 from utils.checkpoints.sampling import draw_samples
 from utils.config.schema import Config, SamplerSettings
 

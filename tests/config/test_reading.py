@@ -55,10 +55,9 @@ def test_flags_override_and_flags_left_out_do_not(tmp_path):
 def test_a_flag_replaces_the_steps_of_every_student(tmp_path):
     rates = "learning_rate: {default: 1e-5, 8: 3e-4}"
     text = MINIMAL + f"distillation: {{num_training_steps_per_iteration: {{default: 10, 8: 99}}, {rates}}}"
-    assert [load(tmp_path, text).distillation.initial_learning_rate(n) for n in (512, 8)] == [1e-5, 3e-4]
-    assert [load(tmp_path, text).distillation.num_training_steps(n) for n in (512, 8)] == [10, 99]
+    assert [load(tmp_path, text).distillation.of_student(n) for n in (512, 8)] == [(10, 1e-5), (99, 3e-4)]
     config = load(tmp_path, text, **{"distillation.num_training_steps_per_iteration": 4})
-    assert [config.distillation.num_training_steps(n) for n in (512, 8)] == [4, 4]
+    assert [config.distillation.of_student(n)[0] for n in (512, 8)] == [4, 4]
 
 
 def test_yaml_as_people_write_it(tmp_path):
@@ -72,7 +71,7 @@ network:
 """,
     )
     assert config.training.learning_rate == 1e-4
-    assert config.distillation.batch_size == 9 and config.distillation.initial_learning_rate(8) == 5e-5
+    assert config.distillation.batch_size == 9 and config.distillation.of_student(8)[1] == 5e-5
     assert config.network.features == 128
 
 
@@ -154,7 +153,7 @@ network:
         ),
         (
             MINIMAL + "diffusion: {schedule: discrete, prediction: eps, betas: {rescale_betas_zero_snr: true}}",
-            "x.yaml: diffusion.prediction: eps does not determine x at a last timestep without signal",
+            "x.yaml: diffusion.prediction: eps does not determine x without signal (rescale_betas_zero_snr)",
         ),
         (
             MINIMAL + "network: {type: unet2d, num_train_timesteps: 50}\ndiffusion: {schedule: discrete, betas: {}}",

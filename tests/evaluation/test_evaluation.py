@@ -7,9 +7,8 @@ from tqdm import tqdm
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.checkpoints.compute import Compute
 from utils.config.schema import SamplerSettings
-from utils.evaluation.evaluation import TRAINING_IMAGES, Candidate, Evaluation, to_bytes
+from utils.evaluation.evaluation import TRAINING_IMAGES, Candidate, Evaluation, Results, to_bytes
 from utils.evaluation.metrics import Extractor
-from utils.evaluation.results import Results
 
 PIXELS = Extractor("pixels", 2, lambda images: (images.double().mean(dim=(2, 3)), (images[:, 0, 0, 0] > 99).long()))
 

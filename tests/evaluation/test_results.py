@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from utils.evaluation.results import Results
+from utils.evaluation.evaluation import Results
 from utils.system.errors import InputError
 
 
@@ -20,7 +20,7 @@ def test_what_was_added_is_found_again(tmp_path):
 def test_something_else_is_refused(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(InputError, match=r"results.json: damaged, or not results of evaluate.py"):
+    with pytest.raises(InputError, match=r"results.json: damaged, or not results of this version"):
         Results(path)
 
 
@@ -30,5 +30,5 @@ def test_something_else_is_refused(tmp_path, text):
 def test_another_version_is_refused(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"results.json: not results of this version"):
+    with pytest.raises(InputError, match=r"results.json: damaged, or not results of this version"):
         Results(path)

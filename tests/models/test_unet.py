@@ -7,7 +7,7 @@ from conftest import ROOT
 from models.blocks import Dropout, GroupNorm, ResidualBlock, sinusoids
 from models.noise_schedule import CosineSchedule
 from models.unet import UNet, UNetSettings
-from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import build_model
 from utils.config.reading import load_config
 
 SMALL = {

@@ -19,7 +19,7 @@ from conftest import ROOT, finish, run_in_processes
 from PIL import Image
 
 from models.diffusion import stratified, training_loss
-from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import build_model
 from utils.checkpoints.compute import Compute
 from utils.config.reading import load_config
 from utils.data.datasets import load_images

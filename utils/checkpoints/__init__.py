@@ -1,5 +1,5 @@
 """Models on disk and in use.
 
-Building them (build), checkpoints and the reading of untrusted files (checkpoint, torch_file, safetensors_file),
-device, precision and compilation (compute), sampling, and conversion (from_diffusers, to_diffusers, to_onnx).
+Building them and checkpoints (checkpoint), untrusted files (tensor_files), device, precision and compilation (compute),
+sampling, and conversion (from_diffusers, to_diffusers, to_onnx).
 """

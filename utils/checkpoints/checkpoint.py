@@ -1,7 +1,8 @@
-"""Checkpoints, `diffusion-<step>.pt`: the EMA weights of a model and everything needed to sample or teach with it."""
+"""Builds models, and reads and writes checkpoints: EMA weights and everything needed to sample or teach with them."""
 
 import difflib
 import unicodedata
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch import Tensor
 from models.diffusion import Diffusion, Prediction
 from models.guidance import evaluations_per_step
 from models.samplers import SAMPLERS
-from utils.checkpoints.build import build_model
 from utils.checkpoints.tensor_files import read_safetensors, read_torch_file, require_like
 from utils.config.reading import differences, explain
 from utils.config.schema import LARGEST_SCALE, Config, NonNegativeInt, SamplerSettings, ScaleRange, Section
@@ -24,6 +24,36 @@ from utils.system.files import exists, find_files, sha256, write_atomically
 FORMAT_VERSION = 4
 TEACHER_SAMPLING_STEPS = 1024
 SAFETENSORS, METADATA_KEY = ".safetensors", "progressive_distillation"  # the file suffix; the key of `Metadata` in them
+
+
+def build_model(
+    config: Config,
+    device: torch.device,
+    dropout: float | None = None,
+    *,
+    prediction: Prediction | None = None,
+    takes_guidance: bool = False,
+) -> Diffusion:
+    """A model with the architecture of a configuration and random weights; arguments override the configuration.
+
+    Raises InputError if its network is from diffusers, which is not installed or refuses the settings.
+    """
+    data, diffusion, settings = config.data, config.diffusion, config.network
+    if dropout is not None:
+        settings = settings.model_copy(update={"dropout": dropout})
+    shape = {"image_size": data.image_size, "num_channels": data.num_channels}
+    # The weights are drawn on the CPU, so they are the same on every device; the meta device has none.
+    with device if device.type == "meta" else nullcontext():
+        try:
+            network = settings.build(**shape, takes_guidance=takes_guidance)
+        except ImportError as error:
+            raise InputError("network.type: unet2d is a network of diffusers: pip install diffusers") from error
+        except ValueError as error:
+            raise InputError(f"network: {error}") from error
+    # Convolutions compute in the memory format channels last.
+    network = network.to(device, memory_format=torch.channels_last)
+    prediction = prediction or diffusion.prediction
+    return Diffusion(network, diffusion.noise_schedule(), prediction, takes_guidance, network.timesteps)
 
 
 class TrainedOn(Section):
@@ -36,21 +66,16 @@ class TrainedOn(Section):
 class Metadata(Section):
     """The contents of a checkpoint besides its path and weights.
 
-    Attributes:
-        kind: a teacher was trained on images; a converted model has learned from its teacher to predict something else,
-            or to take the guidance scale; a student was distilled for `sampling.steps` steps.
-        sampling: how it is sampled by default.
-        prediction: whether its network predicts v, eps or x.
-        guidance: the range of guidance scales that its network takes as an input, None if it takes none.
-        trained_on: None if unknown.
+    A teacher was trained on images; a converted model has learned from its teacher to predict something else, or to
+    take the guidance scale; a student was distilled for `sampling.steps` steps.
     """
 
     config: Config
     step: NonNegativeInt
     kind: Literal["teacher", "converted", "student"]
-    sampling: SamplerSettings
-    prediction: Prediction
-    guidance: ScaleRange | None = None
+    sampling: SamplerSettings  # how it is sampled by default
+    prediction: Prediction  # of its network
+    guidance: ScaleRange | None = None  # the range of guidance scales that its network takes as an input
     trained_on: TrainedOn | None = None
 
     @model_validator(mode="after")
@@ -209,7 +234,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: cannot be read: No such file; there are {first_of([other.name for other in others])}"
         )
     try:
-        metadata, weights = _read_safetensors(path) if path.suffix == SAFETENSORS else _read_torch_file(path)
+        if path.suffix == SAFETENSORS:
+            weights, text = read_safetensors(path)
+            if METADATA_KEY not in text:
+                raise InputError(f"{path}: not a checkpoint of this project: its metadata have no {METADATA_KEY}")
+            metadata = Metadata.model_validate_json(text[METADATA_KEY])
+        else:
+            keys = Metadata.model_fields.keys() | {"weights"}
+            content = read_torch_file(path, FORMAT_VERSION, keys, "a checkpoint")
+            weights = content.pop("weights")
+            metadata = Metadata.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: its metadata are not valid: {': '.join(explain(error, Metadata))}") from error
     try:  # on the meta device, before any memory is allocated
@@ -224,16 +258,3 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the last step in a run's folder, None if there is none."""
     steps = {path.stem.removeprefix("diffusion-"): path for path in find_files(folder, "diffusion-*.pt")}
     return max(((int(step), path) for step, path in steps.items() if step.isdecimal()), default=(0, None))[1]
-
-
-def _read_torch_file(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
-    content = read_torch_file(path, FORMAT_VERSION, Metadata.model_fields.keys() | {"weights"}, "a checkpoint")
-    weights = content.pop("weights")
-    return Metadata.model_validate(content), weights
-
-
-def _read_safetensors(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
-    weights, text = read_safetensors(path)
-    if METADATA_KEY not in text:
-        raise InputError(f"{path}: not a checkpoint of this project: there is no {METADATA_KEY} in its metadata")
-    return Metadata.model_validate_json(text[METADATA_KEY]), weights

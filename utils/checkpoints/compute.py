@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.diffusion import Diffusion
-from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import build_model
 from utils.config.schema import Config
 from utils.system import distributed
 from utils.system.errors import InputError
@@ -59,16 +59,12 @@ def choose_device(name: str | None) -> torch.device:
 
 @dataclass(frozen=True)
 class Compute:
-    """How the networks of a run compute; a resumed run keeps precision and compilation, on any number of ranks.
-
-    Attributes:
-        previous_world_size: the number of processes before the run was resumed, if it differs.
-    """
+    """How the networks of a run compute; a resumed run keeps precision and compilation, on any number of ranks."""
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
     compile: bool
-    previous_world_size: int | None = None
+    previous_world_size: int | None = None  # the number of processes before the run was resumed, if it differs
 
     @classmethod
     def choose(

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.unet2d import UNet2DSettings
-from utils.checkpoints.build import build_model
+from utils.checkpoints.checkpoint import build_model
 from utils.checkpoints.tensor_files import read_safetensors, require_like
 from utils.config.reading import explain
 from utils.config.schema import Betas, Config
 from utils.system.errors import InputError
-from utils.system.files import require_regular_file
+from utils.system.files import read_at_most
 
 MOST_JSON_BYTES = 2**20
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -114,15 +114,8 @@ def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Config, di
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    require_regular_file(path)
     try:
-        with open(path, "rb") as file:
-            text = file.read(MOST_JSON_BYTES + 1)
-        if len(text) > MOST_JSON_BYTES:
-            raise InputError(f"{path}: larger than {MOST_JSON_BYTES // 2**10} KiB")
-        content = json.loads(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+        content = json.loads(read_at_most(path, MOST_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a JSON file: {error!s:.200}") from error
     if not isinstance(content, dict):
@@ -190,28 +183,19 @@ def _read_weights(folder: Path, config: Config, last_class_is_none: bool) -> dic
             f"{path}: missing; {found}pickles are not read, and `save_pretrained` writes this file by default"
         )
     weights, _ = read_safetensors(path)
-    weights = {f"unet.{_renamed(name)}": weight for name, weight in weights.items()}
+    for name in [name for name in weights if "attentions" in name.split(".")]:  # diffusers renames them, too
+        weights[".".join(EARLIER_NAMES.get(part, part) for part in name.split("."))] = weights.pop(name)
+    weights = {f"unet.{name}": weight for name, weight in weights.items()}
     classes = weights.pop("unet.class_embedding.weight", None)
     if classes is not None:
         weights["embed_label.weight"] = classes
         if last_class_is_none and classes.ndim == 2 and len(classes) > 1:
-            _make_unconditional_zero(weights)
+            # The embedding of the last class, the unconditional one, moves into the bias; it is then zero, as ours is.
+            weights["embed_label.weight"], bias = classes[:-1] - classes[-1], "unet.time_embedding.linear_2.bias"
+            if bias in weights and weights[bias].shape == classes[-1].shape:
+                weights[bias] = weights[bias] + classes[-1]
     try:
         require_like(weights, build_model(config, torch.device("meta")).network.state_dict())
     except ValueError as error:
         raise InputError(f"{path}: does not fit unet/config.json: {error}") from error
     return weights
-
-
-def _renamed(name: str) -> str:
-    """The current name of a weight; diffusers renames those of earlier attention layers, too."""
-    parts = name.split(".")
-    return ".".join(EARLIER_NAMES.get(part, part) for part in parts) if "attentions" in parts else name
-
-
-def _make_unconditional_zero(weights: dict[str, Tensor]) -> None:
-    """Moves the embedding of the last class, the unconditional one, into the bias, which makes it zero, as ours is."""
-    classes, bias = weights["embed_label.weight"], "unet.time_embedding.linear_2.bias"
-    if bias in weights and weights[bias].shape == classes[-1].shape:
-        weights[bias] = weights[bias] + classes[-1]
-    weights["embed_label.weight"] = classes[:-1] - classes[-1]

@@ -32,10 +32,7 @@ datasets: [] # fill in
 {code}
 
 The scheduler belongs to the model: its own betas, trailing timesteps, no clipping. With another scheduler, or another
-number of steps, the samples get worse.
-
-- Images: {size} x {size}, {colours}{classes}
-- Data and licence: *fill in*
+number of steps, the samples get worse. Images: {size} x {size}, {channels} channel(s).{classes}
 """
 UNCONDITIONAL = """    from diffusers import DDIMPipeline
 
@@ -139,6 +136,5 @@ def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
         made_for += f", with a guidance scale of {scale:g} built in"
     shape = {"size": data.image_size, "channels": data.num_channels, "num_classes": len(names), "steps": steps}
     code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape)
-    classes = f"\n- Classes, in order: {', '.join(names)}" if names else ""
-    colours = "grey" if data.num_channels == 1 else "colour"
-    return CARD.format(title=title, made_for=made_for, code=code, classes=classes, colours=colours, **shape)
+    classes = f" Classes, in order: {', '.join(names)}." if names else ""
+    return CARD.format(title=title, made_for=made_for, code=code, classes=classes, **shape)

@@ -1,1 +1,1 @@
-"""The configuration: reading the YAML (yaml_file, reading), and its keys (schema)."""
+"""The configuration: reading it, and its keys (schema)."""

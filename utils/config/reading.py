@@ -1,17 +1,63 @@
-"""Reading a configuration, and the error messages for values that do not fit its schema."""
+"""Reading a configuration: untrusted YAML, with limits, and error messages for values that do not fit the schema."""
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from utils.config.schema import NETWORKS, Config
-from utils.config.yaml_file import read_yaml
 from utils.system.distributed import on_rank_zero
 from utils.system.errors import InputError
+from utils.system.files import read_at_most
+
+MOST_BYTES = 2**18
+# Values; aliases count each time, against "billion laughs". (A schedule may list 10,000 betas.)
+MOST_NODES, DEEPEST = 12_000, 16
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader with limits that reads 1e-4 as a number, and refuses duplicate keys."""
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.depth, self.sizes = 0, dict[int, int]()
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """Composes a value; limited in depth, and in size including the targets of its aliases."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"nested deeper than {DEEPEST} levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if id(node) not in self.sizes:
+            parts = node.value if isinstance(node, yaml.CollectionNode) else []
+            parts = [part for pair in parts for part in (pair if isinstance(pair, tuple) else [pair])]
+            if any(id(part) not in self.sizes for part in parts):
+                raise yaml.composer.ComposerError(None, None, "a value that contains itself")
+            self.sizes[id(node)] = 1 + sum(self.sizes[id(part)] for part in parts)
+        if self.sizes[id(node)] > MOST_NODES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MOST_NODES} values")
+        return node
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} given twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(key.value)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:
@@ -70,7 +116,11 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     InputError, which names the file (or the flag), the key, what is wrong and what would be right.
     """
     path, overrides = Path(path), overrides or {}
-    content = read_yaml(path)
+    text = read_at_most(path, MOST_BYTES)
+    try:
+        content = yaml.load(text.decode(), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except Exception as error:  # any failure of the parser means a broken file
+        raise InputError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if content is None:
         raise InputError(f"{path}: the file is empty; start from a copy of configs/ddpm_32x32_v_continuous.yaml")
     if not isinstance(content, dict):

@@ -150,10 +150,7 @@ class DiffusionSettings(Section):
         if self.betas and not (self.noise_schedule().table.diff() < 0).all():
             raise ValueError("diffusion.betas: each timestep should add noise, and only the last may leave no signal")
         if self.betas and self.prediction == "eps" and self.noise_schedule().betas[-1] == 1:
-            raise ValueError(
-                "diffusion.prediction: eps does not determine x at a last timestep without signal "
-                "(betas.rescale_betas_zero_snr)"
-            )
+            raise ValueError("diffusion.prediction: eps does not determine x without signal (rescale_betas_zero_snr)")
         return self
 
 
@@ -221,14 +218,10 @@ class Distillation(Optimization):
     num_training_steps_per_iteration: CountByStudent = {"default": 5000}
     learning_rate: RateByStudent = {"default": 2e-4}
 
-    def num_training_steps(self, sampling_steps: int) -> int:
-        """The number of training steps of the student of `sampling_steps` steps."""
-        steps = self.num_training_steps_per_iteration
-        return steps.get(sampling_steps, steps["default"])
-
-    def initial_learning_rate(self, sampling_steps: int) -> float:
-        """The learning rate of its first training step."""
-        return self.learning_rate.get(sampling_steps, self.learning_rate["default"])
+    def of_student(self, sampling_steps: int) -> tuple[int, float]:
+        """The number of training steps, and the first learning rate, of the student of `sampling_steps` steps."""
+        steps, rates = self.num_training_steps_per_iteration, self.learning_rate
+        return steps.get(sampling_steps, steps["default"]), rates.get(sampling_steps, rates["default"])
 
 
 class SamplerSettings(Section):

@@ -34,23 +34,12 @@ def printable(name: str) -> str:
 
 @dataclass(frozen=True, order=True)
 class ImageFile:
-    """An image file, with its size and time, which show whether it has changed.
+    """An image file, with its size and time, which show whether it has changed."""
 
-    Attributes:
-        class_name: its folder, relative to the root, with slashes; "" for the root itself.
-        name: of the file itself.
-        size, modified: in bytes, and in nanoseconds.
-    """
-
-    class_name: str
+    class_name: str  # its folder, relative to the root, with slashes; "" for the root itself
     name: str
-    size: int
-    modified: int
-
-    @property
-    def path(self) -> str:
-        """Relative to the root."""
-        return os.path.join(self.class_name, self.name)
+    size: int  # in bytes
+    modified: int  # in nanoseconds
 
 
 def find_images(root: Path, key: str) -> list[ImageFile]:
@@ -65,8 +54,7 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     try:
         for entry, class_name in _visible_files(str(root)):
             suffix = os.path.splitext(entry.name)[1].lower()
-            target = Path(os.path.realpath(entry.path))
-            if entry.is_symlink() and not (target.is_file() and target.is_relative_to(os.path.realpath(root))):
+            if entry.is_symlink() and not _is_link_within(root, entry):
                 others["links"] += 1
             elif suffix in image_formats() and entry.is_file():
                 stat = entry.stat()
@@ -103,6 +91,11 @@ def _visible_files(root: str) -> Iterator[tuple[os.DirEntry, str]]:
                     left.append(f"{folder}/{entry.name}" if folder else entry.name)
                 else:
                     yield entry, folder
+
+
+def _is_link_within(root: Path, link: os.DirEntry) -> bool:
+    target = Path(os.path.realpath(link.path))
+    return target.is_file() and target.is_relative_to(os.path.realpath(root))
 
 
 class BrokenImage(InputError):  # noqa: N818 (the message explains it)

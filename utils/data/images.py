@@ -47,29 +47,17 @@ def fit(images: Tensor, image_size: int, num_channels: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in uint8 [N, C, H, W], on the CPU, their classes [N], and the names of the classes.
+    """Images in uint8 [N, C, H, W], on the CPU, their classes [N], and the names of the classes."""
 
-    Attributes:
-        images: in memory, or memory-mapped and read on access.
-        labels: all 0 without classes.
-        class_names: empty without classes.
-        hash: of images and labels: see `content_hash`.
-        release: if the images are memory-mapped, removes the pages that were read from this process's memory.
-    """
-
-    images: Tensor
-    labels: Tensor
-    class_names: list[str]
-    hash: str
-    release: Callable[[], object] | None = None
+    images: Tensor  # in memory, or memory-mapped and read on access
+    labels: Tensor  # all 0 without classes
+    class_names: list[str]  # empty without classes
+    hash: str  # of images and labels: see `content_hash`
+    release: Callable[[], object] | None = None  # removes the pages of mapped images from this process's memory
 
 
 class ImageData:
-    """The training images, with classes for a class-conditional model, in an order that is shuffled in each epoch.
-
-    Attributes:
-        description: what checkpoints keep about them.
-    """
+    """The training images, with classes for a class-conditional model, in an order that is shuffled in each epoch."""
 
     def __init__(
         self,
@@ -87,7 +75,7 @@ class ImageData:
         """
         few = len(data.class_names) <= MOST_CLASS_NAMES and sum(map(len, data.class_names)) <= MOST_LETTERS
         class_names = data.class_names if with_classes and few else []
-        self.description = TrainedOn(data_hash=data.hash, class_names=class_names)
+        self.description = TrainedOn(data_hash=data.hash, class_names=class_names)  # for checkpoints
         # Mapped images stay on the disk; others move to the device as a whole, so that no step waits for them.
         self.images, self.release = data.images if data.release else data.images.to(device), data.release
         self.labels = data.labels.to(self.images.device) if with_classes else None

@@ -62,8 +62,9 @@ class Folder(Dataset):
 
     def __getitem__(self, index: int) -> bytes | InputError:
         size, channels, background = self.settings.image_size, self.settings.num_channels, self.settings.background
+        file = self.files[index]
         try:
-            image = read_image(self.root / self.files[index].path, channels, background, at_least=2 * size)
+            image = read_image(self.root / file.class_name / file.name, channels, background, at_least=2 * size)
         except InputError as error:
             return error
         return fit(image[None], size, channels).numpy().tobytes()

@@ -1,5 +1,6 @@
 """Evaluates models: the features of their samples against those of the test images. Nothing is computed twice."""
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from utils.checkpoints.sampling import VARIANCES, batches_of, draw_all, draw_bat
 from utils.config.schema import Config, SamplerSettings
 from utils.data.images import content_hash
 from utils.evaluation.metrics import METRICS, Extractor, Features
-from utils.evaluation.results import Results
 from utils.system.distributed import all_gather, distributed_map, tasks_per_rank
+from utils.system.errors import InputError
+from utils.system.files import read_if_there, write_atomically
 from utils.system.seeds import seed_of
 
 NUM_COMPARED = 64  # samples of the column `distance`
+RESULTS_VERSION = 2
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -31,21 +34,52 @@ def to_bytes(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
+class Results:
+    """The entries of a results.json: flat dictionaries of what was evaluated (the key) and of its results."""
+
+    def __init__(self, path: Path):
+        """Reads the file if it exists. Raises InputError if it is something else, or of another format version."""
+        self.path = path
+        self.entries = _read_entries(path)
+
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """The first entry that contains all of a key."""
+        for entry in self.entries:
+            if all(name in entry and entry[name] == value for name, value in key.items()):
+                return entry
+        return None
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Adds an entry, and writes the file."""
+        self.entries.append(entry)
+        text = json.dumps({"format_version": RESULTS_VERSION, "evaluations": self.entries}, indent=1)
+        write_atomically(self.path, lambda file: file.write(text.encode()))
+
+
+def _read_entries(path: Path) -> list[dict[str, Any]]:
+    text = read_if_there(path)
+    if text is None:
+        return []
+    try:
+        content = json.loads(text)
+        version, entries = content["format_version"], content["evaluations"]
+        if version == RESULTS_VERSION and all(isinstance(entry, dict) for entry in entries):
+            return entries
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise InputError(f"{path}: damaged, or not results of this version of evaluate.py; delete or rename it")
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the table: the samples of a checkpoint, or, without one, real images.
-
-    Attributes:
-        sha256: of the checkpoint.
-        evaluations: network evaluations of a sample.
-    """
+    """A row of the table: the samples of a checkpoint, or, without one, real images."""
 
     name: str
     path: Path | None = None
-    sha256: str | None = None
+    sha256: str | None = None  # of the checkpoint
     sampling: SamplerSettings | None = None
     guidance: float = 1.0
-    evaluations: int = 0
+    evaluations: int = 0  # network evaluations of a sample
 
     @classmethod
     def of(cls, name: str, checkpoint: Checkpoint, sampling: SamplerSettings, guidance: float) -> "Candidate":
@@ -69,25 +103,20 @@ class Evaluation:
     """Evaluates candidates with one number of samples and one seed, and keeps the results in a file.
 
     The batches are divided among the ranks; each rank gets the features of all, and so the same results.
-
-    Attributes:
-        teacher: the column `distance` compares DDIM samples with its own at 1024 steps, from the same noise.
-        compared_guidance: the guidance scale of that column.
-        batch_size: samples drawn at once; results do not depend on it, except for rounding.
     """
 
     config: Config
-    teacher: Checkpoint
+    teacher: Checkpoint  # the column `distance` compares DDIM samples with its own at 1024 steps, from the same noise
     training_images: Tensor
     test_images: Tensor
     extractor: Extractor
     results: Results
     num_samples: int
     seed: int
-    batch_size: int
+    batch_size: int  # samples drawn at once; results do not depend on it, except for rounding
     compute: Compute
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))
-    compared_guidance: float = 1.0
+    compared_guidance: float = 1.0  # the guidance scale of the column `distance`
 
     def key(self, candidate: Candidate) -> dict[str, Any]:
         """Everything that a candidate's results depend on: the key of its entry in the file."""

@@ -23,29 +23,18 @@ KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; less for fewer samples
 
 
 class Features(NamedTuple):
-    """What an extractor finds in N images.
+    """What an extractor finds in N images."""
 
-    Attributes:
-        features: [N, num_features] on the CPU.
-        classes: the classes [N] that it sees; None if it does not classify.
-        labels: the classes [N] that the samples were conditioned on; None if there were none.
-    """
-
-    features: Tensor
-    classes: Tensor | None = None
-    labels: Tensor | None = None
+    features: Tensor  # [N, num_features] on the CPU
+    classes: Tensor | None = None  # the classes [N] that it sees, if it classifies
+    labels: Tensor | None = None  # the classes [N] that the samples were conditioned on, if they were
 
 
 class Extractor(NamedTuple):
-    """Maps uint8 images [B, C, H, W] to features [B, num_features], and classes [B] or None.
+    """Maps uint8 images [B, C, H, W] to features [B, num_features], and classes [B] or None."""
 
-    Attributes:
-        name: changes whenever the features of an image may.
-        num_classes: 0 if it does not classify.
-    """
-
-    name: str
-    num_classes: int
+    name: str  # changes whenever the features of an image may
+    num_classes: int  # 0 if it does not classify
     extract: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 

@@ -127,6 +127,19 @@ def require_regular_file(path: Path) -> None:
         raise InputError(f"{path}: cannot be read: {'Is a directory' if stat.S_ISDIR(mode) else 'not a file'}")
 
 
+def read_at_most(path: Path, count: int) -> bytes:
+    """The content of a file of at most `count` bytes. Raises InputError for a larger one, or one that is unreadable."""
+    require_regular_file(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(count + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(content) > count:
+        raise InputError(f"{path}: larger than {count // 2**10} KiB")
+    return content
+
+
 @contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Creates the folder, and keeps other runs from writing there; the lock ends with the process, however that ends.

@@ -20,13 +20,9 @@ EVENTS = "events.out.tfevents.*"
 
 
 class Logger:
-    """A log of a run. It is given the run's folder, and the step that the run resumes from; all ranks call it.
+    """A log of a run. It is given the run's folder, and the step that the run resumes from; all ranks call it."""
 
-    Attributes:
-        package: the package that it needs, to import and to install.
-    """
-
-    package = "json"
+    package = "json"  # that it needs, to import and to install
 
     def __init__(self, folder: Path, step: int):
         self.folder, self.step = folder, step

@@ -45,19 +45,12 @@ class Muon(torch.optim.Optimizer):
 
     A gradient changes a matrix mostly in a few directions. Muon changes it in all directions equally, and so learns as
     much in fewer steps. PyTorch's own, torch.optim.Muon, does not support convolutions.
-
-    Attributes:
-        found_inf: a scalar tensor, or None; where it is 1, a step changes nothing, as in PyTorch's fused optimizers.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, weight_decay: float):
-        """
-        Args:
-            parameters: weights of convolutions and linear layers, [out, in, ...].
-            weight_decay: decoupled: at learning rate r, a step multiplies each weight by 1 - r * weight_decay.
-        """
+        """With decoupled weight decay; the parameters are weights of convolutions and linear layers, [out, in, ...]."""
         super().__init__(parameters, {"lr": 1e-3, "weight_decay": weight_decay})
-        self.found_inf: Tensor | None = None
+        self.found_inf: Tensor | None = None  # where this scalar is 1, a step changes nothing, as in fused optimizers
 
     @torch.no_grad()
     def step(self) -> None:

@@ -30,17 +30,12 @@ MOST_SKIPPED_IN_A_ROW = 10
 
 
 class Run:
-    """The training of a stage, on this rank's shard of the data.
-
-    Attributes:
-        trainers: the trained networks by name; checkpoints hold the EMA of the one named "model".
-        step: the number of steps taken so far.
-    """
+    """The training of a stage, on this rank's shard of the data."""
 
     def __init__(self, stage: Stage, state: dict[str, Any] | None):
         """Resumes from a state of `read_state`, if there is one."""
         self.stage, self.folder, self.num_steps = stage, stage.folder, stage.num_steps
-        self.trainers: dict[str, Trainer] = {}
+        self.trainers: dict[str, Trainer] = {}  # by name; checkpoints hold the EMA of the one named "model"
         self.step = self._saved_step = state["step"] if state else 0
         self.previous_compute = state["compute"] if state else None
         self.data_hash = state["identity"].get("data_hash") if state else None
@@ -120,10 +115,7 @@ class Run:
                 self._log()
             self._save_state()
         if signum:
-            raise self._interrupted(signum)
-
-    def _interrupted(self, signum: int) -> Interrupted:
-        return Interrupted(signum, f"{self.folder}, after step {self.step}")
+            raise Interrupted(signum, f"{self.folder}, after step {self.step}")
 
     def _start_interval(self) -> None:
         self._interval_start, self._interval_step = time.perf_counter(), self.step
@@ -177,18 +169,11 @@ class Run:
 
         def check() -> None:  # the state is already saved
             if self._watch.received:
-                raise self._interrupted(self._watch.received)
+                raise Interrupted(self._watch.received, f"{self.folder}, after step {self.step}")
 
-        samples = draw_samples(
-            replace(trainer.model, network=trainer.ema),
-            config,
-            config.sampling.num_samples,
-            sampling=sampling,
-            guidance=guidance,
-            seed=config.seed,
-            device=self.device,
-            check=check,
-        )
+        model, count = replace(trainer.model, network=trainer.ema), config.sampling.num_samples
+        options = {"sampling": sampling, "guidance": guidance, "seed": config.seed, "device": self.device}
+        samples = draw_samples(model, config, count, check=check, **options)
         image = grid(samples, class_names)
         save_png(image, self.folder / f"sample-{self.step}.png")
         for logger in self._loggers:

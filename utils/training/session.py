@@ -3,7 +3,6 @@
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.data.datasets import load_data
@@ -17,7 +16,7 @@ from utils.training.stage import Stage, require_same_stages, stage_folders
 from utils.training.state import ELSEWHERE, STATE_NAME, delete_run, read_state
 
 
-class Session:
+class Session(ExitStack):
     """Context manager for a command that trains one or more stages, with the same data, in folders of one folder.
 
     The first unfinished run loads the data, locks the folder, and carries out --restart.
@@ -25,6 +24,7 @@ class Session:
 
     def __init__(self, arguments: argparse.Namespace, folder: Path, stages: list[Stage]):
         """Raises InputError if the settings need something that is missing, or the folder has another distillation."""
+        super().__init__()
         self.folder, self.restart, self.config = folder, arguments.restart, stages[0].config
         settings = stages[0].settings
         _require_image_for_each_rank(stages[0])
@@ -38,13 +38,6 @@ class Session:
         self._data: ImageData | None = None
         self._compute = None  # of an earlier run: all students compute as the first one did
 
-    def __enter__(self) -> Self:
-        self._opened = ExitStack()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._opened.close()
-
     def open(self, stage: Stage) -> Run:
         """The run of a stage, resumed if its folder contains one; unless `finished`, it is ready for its trainers.
 
@@ -57,25 +50,18 @@ class Session:
             return run
         data = self._data or load_data(self.config, self.device)
         self._require_same_images(run, data)
-        options = {"passes": self.passes, "training": True, "previous": self._compute}
-        compute = Compute.choose(self.config, self.device, **options)
+        compute = Compute.choose(self.config, self.device, passes=self.passes, training=True, previous=self._compute)
         run.prepare(data, compute)
         if self._data is None:
             self._begin()
         prepare_folder(run.folder)
         self._data, self._compute = data, compute.as_dict()
-        scales = " and guidance {:g} to {:g}".format(*stage.guidance) if stage.guidance else ""
-        to_prediction, to_steps = (
-            f"converting to {stage.prediction}{scales}",
-            f"distilling to {stage.sampling.steps} steps",
-        )
-        what = {"teacher": "training", "converted": to_prediction, "student": to_steps}[stage.kind]
-        print(f"{what} on {compute}, from step {run.step}, {len(data)} images, writing to {run.folder}")
+        print(f"{stage.title} on {compute}, from step {run.step}, {len(data)} images, writing to {run.folder}")
         return run
 
     def _begin(self) -> None:
         """All checks are done: locks the folder, and carries out --restart."""
-        self._opened.enter_context(locked(self.folder))
+        self.enter_context(locked(self.folder))
         if self.restart:
             for path in stage_folders(self.folder) if self.is_distillation else [self.folder]:
                 delete_run(path)
@@ -107,9 +93,9 @@ class Session:
 
 def _require_image_for_each_rank(stage: Stage) -> None:
     settings, world_size = stage.settings, distributed.world_size()
-    steps, section = settings.accumulation_steps, type(settings).__name__.lower()
-    if settings.batch_size < world_size * steps:
+    needed, section = world_size * settings.accumulation_steps, type(settings).__name__.lower()
+    if settings.batch_size < needed:
         raise InputError(
-            f"{section}.batch_size: {settings.batch_size} is less than {world_size * steps}, one image for each of "
-            f"{world_size} processes in each of {steps} accumulation_steps"
+            f"{section}.batch_size: {settings.batch_size} is less than {needed}, one image for each of {world_size} "
+            f"processes in each of {settings.accumulation_steps} accumulation_steps"
         )

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from models.diffusion import Diffusion, Prediction
-from utils.checkpoints.build import build_model
-from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Checkpoint, Metadata, TrainedOn
+from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Checkpoint, Metadata, TrainedOn, build_model
 from utils.config.schema import Config, Optimization, SamplerSettings
 from utils.system.errors import InputError
 from utils.system.files import exists, find_files
@@ -24,33 +23,25 @@ CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
 
 @dataclass(frozen=True)
 class Stage:
-    """What is trained in a folder.
-
-    Attributes:
-        title: for messages, such as "training".
-        settings: a section of the configuration.
-        kind, sampling, prediction, guidance: of its checkpoints, see `Metadata`.
-        num_steps, learning_rate: of the training; the learning rate at each step.
-        loss_weighting: one of `WEIGHTINGS`.
-        ignored: the sections and keys of the configuration that have no effect on its weights.
-        parent: the checkpoint that it starts from, None for random weights. It also teaches a conversion or a student.
-        may_grow: whether it may get more steps once it is finished.
-    """
+    """What is trained in a folder."""
 
     folder: Path
-    title: str
+    title: str  # for messages, such as "training"
     config: Config
-    settings: Optimization
-    kind: str
+    kind: str  # as the next three, of its checkpoints: see `Metadata`
     sampling: SamplerSettings
     prediction: Prediction
     guidance: list[float] | None
-    num_steps: int
-    learning_rate: Callable[[int], float]
-    loss_weighting: str
-    ignored: dict[str, Any]
-    parent: Checkpoint | None = None
-    may_grow: bool = False
+    num_steps: int  # of training
+    learning_rate: Callable[[int], float]  # at each of these steps
+    loss_weighting: str  # one of `WEIGHTINGS`
+    ignored: dict[str, Any]  # the sections and keys of the configuration that have no effect on its weights
+    parent: Checkpoint | None = None  # whose weights it starts from; it also teaches a conversion or a student
+
+    @property
+    def settings(self) -> Optimization:
+        """Its section of the configuration."""
+        return self.config.training if self.kind == "teacher" else self.config.distillation
 
     @property
     def num_sampling_steps(self) -> int | None:
@@ -93,7 +84,6 @@ def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> S
         folder=folder,
         title="training",
         config=config,
-        settings=config.training,
         kind="teacher",
         sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
         prediction=config.diffusion.prediction,
@@ -103,7 +93,6 @@ def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> S
         loss_weighting=config.training.loss_weighting,
         ignored={"distillation": True, "sampling": True, "training": unused},
         parent=initial,
-        may_grow=True,
     )
 
 
@@ -113,16 +102,17 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
     `students` are their numbers of sampling steps. Raises InputError if the teacher cannot teach them.
     """
     settings = config.distillation
+    prediction, guidance = settings.prediction or teacher.prediction, settings.guidance or teacher.guidance
+    scales = " and guidance {:g} to {:g}".format(*guidance) if guidance else ""
     own = {"num_training_steps_per_iteration", "learning_rate", "num_conversion_steps", "conversion_learning_rate"}
     conversion = Stage(
         folder=folder / CONVERSION_NAME,
-        title="conversion",
+        title=f"converting to {prediction}{scales}",
         config=config,
-        settings=settings,
         kind="converted",
         sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
-        prediction=settings.prediction or teacher.prediction,
-        guidance=settings.guidance or teacher.guidance,
+        prediction=prediction,
+        guidance=guidance,
         num_steps=settings.num_conversion_steps,
         learning_rate=_annealed(settings.conversion_learning_rate, settings.num_conversion_steps),
         # As the teacher's own: where its loss had little weight, as v of an eps teacher near t = 1, it is not imitated.
@@ -130,19 +120,17 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
         ignored={"sampling": True, "training": True, "distillation": own | {"loss_weighting"}},
     )
     _require_teachable(conversion, teacher)
-    stages = (
-        [] if (conversion.prediction, conversion.guidance) == (teacher.prediction, teacher.guidance) else [conversion]
-    )
+    stages = [] if (prediction, guidance) == (teacher.prediction, teacher.guidance) else [conversion]
     for iteration, n in enumerate(students, start=1):
-        num_steps = settings.num_training_steps(n)
+        num_steps, rate = settings.of_student(n)
         stage = replace(
             conversion,
             folder=folder / f"{iteration}_{n}",
-            title=f"{2 * n} -> {n}",
+            title=f"distilling to {n} steps",
             kind="student",
             sampling=SamplerSettings(steps=n),
             num_steps=num_steps,
-            learning_rate=_annealed(settings.initial_learning_rate(n), num_steps),
+            learning_rate=_annealed(rate, num_steps),
             loss_weighting=settings.loss_weighting,
         )
         stages.append(stage)

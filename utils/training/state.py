@@ -121,11 +121,11 @@ def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -
 
 
 def _require_num_steps(path: Path, state: dict[str, Any], stage: Stage) -> None:
-    """Raises InputError for another number of steps, except for more steps of a finished run that `may_grow`."""
-    there, taken, here = state["num_steps"], state["step"], stage.num_steps
-    if here == there or (stage.may_grow and taken == there < here):
+    """Raises InputError for another number of steps, except for more steps of a finished teacher."""
+    there, taken, here, may_grow = state["num_steps"], state["step"], stage.num_steps, stage.kind == "teacher"
+    if here == there or (may_grow and taken == there < here):
         return
     advice = f"{there} finishes it, then it can get more; another --output_dir starts another run"
-    if not stage.may_grow or taken == there:
+    if not may_grow or taken == there:
         advice = KEEP
     raise InputError(f"{path}: this run has {there} training steps ({taken} taken), and {here} are requested; {advice}")

@@ -32,17 +32,9 @@ def ema_decay(decay: float, step: int) -> float:
 class Trainer:
     """Trains a model with AdamW or Muon, and keeps the EMA of its weights; the same on every rank.
 
-        for part in trainer.micro_batches():
-            trainer.backward(losses of the examples in this slice of the global batch)
-        trainer.update()
-
-    Attributes:
-        model: computes the losses; with several processes, its network averages gradients over all ranks.
-        network: the trained network itself.
-        ema: a copy of it with the averaged weights, in evaluation mode.
-        step: the number of updates so far.
-        most_skipped_in_a_row: the longest series of updates that were skipped since their gradients were not finite; a
-            scalar on the device.
+    for part in trainer.micro_batches():
+        trainer.backward(losses of the examples in this slice of the global batch)
+    trainer.update()
     """
 
     def __init__(
@@ -54,14 +46,9 @@ class Trainer:
         learning_rate: Callable[[int], float],
         seed_of: Callable[[str, int], int],
     ):
-        """
-        Args:
-            model: the model to train, in place.
-            learning_rate: the learning rate at each step.
-            seed_of: the seed of the random numbers for a purpose at a step, so that no random state is saved.
-        """
+        """Trains the model in place; `seed_of(purpose, step)` seeds its random numbers, so that no state is saved."""
         self.settings, self.compute, self.learning_rate, self.seed_of = settings, compute, learning_rate, seed_of
-        self.network = compute.for_training(model).network
+        self.network = compute.for_training(model).network  # the trained one; `model` computes the losses
         self.optimizers = optimizers_of(self.network, settings)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self._averaged, self._current = (
