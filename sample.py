@@ -61,11 +61,7 @@ def split_steps(text: str) -> tuple[str, int | None]:
 
 
 def choose_panels(arguments: argparse.Namespace) -> list[Panel]:
-    """The checkpoints to sample, each with its sampler and number of steps.
-
-    Raises:
-        InputError: one cannot be read, is not the model of --config_path, or cannot be sampled as requested.
-    """
+    """The checkpoints to sample, each with its sampler and number of steps. Raises InputError if one does not fit."""
     if arguments.compare and arguments.sampling_steps:
         raise InputError("--sampling_steps: not with --compare, which takes CHECKPOINT:STEPS")
     requested = [(arguments.checkpoint, arguments.sampling_steps)]

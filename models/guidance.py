@@ -34,8 +34,7 @@ def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
 def relative_to_scale(loss: Tensor, scale: Tensor | None) -> Tensor:
     """The losses [B] at the guidance scales s [B], divided by max(s, 1)^2. (Not in Meng et al.)
 
-    What guidance adds to v grows with s, and so does the student's error; otherwise the largest scales dominate the
-    loss.
+    What guidance adds to v grows with s, and so does the student's error; otherwise large scales dominate the loss.
     """
     return loss if scale is None else loss * cast_like(scale.clamp(min=1) ** -2, loss)
 

@@ -113,9 +113,8 @@ def betas_of(
 ) -> Tensor:
     """The betas of a well-known process by its name in diffusers, [timesteps] in float64.
 
-    linear: linear from the first to the last (Ho et al. 2020); scaled_linear: their square roots are linear (Rombach et
-    al. 2022); squaredcos_cap_v2: alpha = cos((t + 0.008) / 1.008 pi/2), with betas capped at 0.999 (Nichol & Dhariwal
-    2021).
+    linear (Ho et al. 2020); scaled_linear: their square roots are linear (Rombach et al. 2022); squaredcos_cap_v2:
+    alpha = cos((t + 0.008) / 1.008 pi/2), with betas capped at 0.999 (Nichol & Dhariwal 2021).
     """
     if kind == "squaredcos_cap_v2":
         t = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)

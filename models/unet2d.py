@@ -17,13 +17,10 @@ NumTimesteps = Annotated[int, Field(ge=2, le=10_000)]
 
 
 class UNet2DSettings(NetworkSettings):
-    """The keys of a `UNet2DModel`, with its own defaults; its `num_class_embeds` is `num_classes`.
-
-    It is conditioned on the timestep, one of `num_train_timesteps`.
-    """
+    """The keys of a `UNet2DModel`, with its own defaults; its `num_class_embeds` is `num_classes`."""
 
     type: Literal["unet2d"]
-    num_train_timesteps: NumTimesteps = 1000
+    num_train_timesteps: NumTimesteps = 1000  # it is conditioned on one of these timesteps
     center_input_sample: bool = False
     time_embedding_type: Literal["positional"] = "positional"
     time_embedding_dim: Size | None = None

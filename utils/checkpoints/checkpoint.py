@@ -34,10 +34,7 @@ def build_model(
     prediction: Prediction | None = None,
     takes_guidance: bool = False,
 ) -> Diffusion:
-    """A model with the architecture of a configuration and random weights; arguments override the configuration.
-
-    Raises InputError if its network is from diffusers, which is not installed or refuses the settings.
-    """
+    """A model with the architecture of a configuration and random weights; arguments override the configuration."""
     data, diffusion, settings = config.data, config.diffusion, config.network
     if dropout is not None:
         settings = settings.model_copy(update={"dropout": dropout})
@@ -224,10 +221,7 @@ def save_safetensors(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads a `diffusion-<step>.pt`, or a safetensors file.
-
-    Raises InputError if it is missing, truncated, not a checkpoint, of another format version, or inconsistent.
-    """
+    """Reads a `diffusion-<step>.pt`, or a safetensors file. Raises InputError if it is damaged or inconsistent."""
     path = Path(path)
     if not exists(path) and (others := find_files(path.parent, "diffusion-*.pt")):
         raise InputError(

@@ -29,10 +29,7 @@ PASSES = {"training": 3, "distillation": 5, "sampling": 1}
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name, by default the GPU if there is one; each process on a machine has its own GPU.
-
-    Raises InputError if there is no such device, or the machine has fewer GPUs than processes.
-    """
+    """The device of that name, by default the GPU if there is one; each process on a machine has its own GPU."""
     many = distributed.world_size() > 1
     try:
         default = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

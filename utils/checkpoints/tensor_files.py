@@ -24,11 +24,7 @@ DTYPES, HALF = {torch.float32, torch.int64}, {torch.float16, torch.bfloat16}
 
 @on_rank_zero
 def read_torch_file(path: Path, version: int, keys: set[str], what: str) -> dict[str, Any]:
-    """Reads a dictionary of plain values and tensors from a file of torch.save, on the CPU.
-
-    Raises InputError if it is missing, damaged, or something else than `what`, with this `format_version` and these
-    keys.
-    """
+    """Plain values and tensors of a file of torch.save that has this `format_version` and these keys, on the CPU."""
     require_regular_file(path)
     try:
         _check_archive(path)

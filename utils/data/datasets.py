@@ -18,10 +18,7 @@ from utils.system.files import remove_if_empty
 
 
 def load_data(config: Config, device: torch.device) -> ImageData:
-    """The training images that a configuration names, in its size and channels, with classes if it has classes.
-
-    Raises InputError if they are missing and cannot be downloaded, or do not have the configured number of classes.
-    """
+    """The training images that a configuration names, in its size and channels, with classes if it has classes."""
     settings = config.data
     data = load_images(settings, accept=partial(require_num_classes, config=config))
     if len(set(all_gather(data.hash))) > 1:

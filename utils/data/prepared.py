@@ -90,10 +90,9 @@ class Folder(Dataset):
 def load_folder(
     root: Path, key: str, settings: DataSettings, accept: Callable[[list[str]], object] | None = None
 ) -> ImageSet:
-    """The images below a folder, in the size and channels of the settings; prepared now, if they are not already.
+    """The images below a folder, whose configuration key is `key`; prepared now, if they are not already.
 
-    `key` is its configuration key. `accept` is called with the class names before anything is prepared; it may raise.
-    Raises InputError if there are no images, too many are broken, or the disk is full.
+    `accept` is called with the class names before anything is prepared; it may raise.
     """
     folder = Folder(root, find_images(root, key), settings)
     class_names = class_names_of(folder.files)

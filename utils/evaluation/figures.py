@@ -37,10 +37,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw_figure(rows: list[Row], title: str, path: Path) -> None:
-    """Writes FID against the number of sampling steps, at the first guidance scale, as a PNG.
-
-    The first row is the floor: real images.
-    """
+    """Writes FID against the number of sampling steps, at the first guidance scale; the first row is the floor."""
     curves: dict[str, dict[int, float]] = {}
     first_scale = next((candidate.guidance for candidate, _ in rows if candidate.path), 1.0)
     for candidate, found in rows:

@@ -50,10 +50,7 @@ def classifier_features(name: str, training: ImageSet, test: ImageSet, device: t
 
 
 def inception_features(_name: str, _training: ImageSet, _test: ImageSet, device: torch.device) -> Extractor:
-    """The features of Inception v3, the usual ones for FID; grey images are converted to RGB.
-
-    Raises InputError if the package torch-fidelity, or its weights, are not available.
-    """
+    """The features of Inception v3, the usual ones for FID; grey images are converted to RGB."""
     try:
         inception = FrechetInceptionDistance(feature=INCEPTION_FEATURES).inception.to(device)
     except ModuleNotFoundError as error:

@@ -4,10 +4,7 @@ from collections.abc import Sequence
 
 
 class InputError(Exception):
-    """A wrong input. The message is one line: which input, what is wrong, what would be right.
-
-    The scripts print it without a traceback and exit with code 2; any other exception is a bug and keeps its traceback.
-    """
+    """A wrong input: the scripts print its message, one line (which input, what is wrong, what would be right)."""
 
 
 def first_of(texts: Sequence[str], most: int = 20, separator: str = ", ") -> str:

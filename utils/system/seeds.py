@@ -12,10 +12,7 @@ from torch import Tensor
 
 
 def seed_of(*parts: object, index: int = 0) -> int:
-    """A seed for PyTorch's generators, in [0, 2^32), derived from its purpose. Consecutive indices never collide.
-
-    PyTorch's CPU generator uses only 32 bits of its seed.
-    """
+    """A seed in [0, 2^32), all that PyTorch's CPU generator uses, for a purpose; consecutive indices never collide."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return (int.from_bytes(digest[:4]) + index) % 2**32
 

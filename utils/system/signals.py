@@ -25,8 +25,7 @@ class Terminated(KeyboardInterrupt):
 class SignalWatch:
     """Context manager that catches SIGINT and SIGTERM: `received` holds the first signal, a second one kills.
 
-    With `patient`, a second one does not kill. (torchrun forwards a Ctrl-C that its processes have already received
-    from the terminal, and kills them itself after 30 seconds.)
+    With `patient` it does not: torchrun forwards a Ctrl-C that its processes have already received from the terminal.
     """
 
     def __init__(self, *, patient: bool) -> None:

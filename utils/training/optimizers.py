@@ -28,11 +28,6 @@ def optimizers_of(network: Network, settings: Optimization) -> list[torch.optim.
     return [*optimizers, Muon(matrices, weight_decay=settings.weight_decay)] if matrices else optimizers
 
 
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The parameters that it optimizes, in order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
 def moments_of(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The state that an optimizer keeps for a parameter, by name: tensors of the same shapes and dtypes."""
     if isinstance(optimizer, Muon):

@@ -39,10 +39,7 @@ class Session(ExitStack):
         self._compute = None  # of an earlier run: all students compute as the first one did
 
     def open(self, stage: Stage) -> Run:
-        """The run of a stage, resumed if its folder contains one; unless `finished`, it is ready for its trainers.
-
-        Raises InputError if the folder contains another run, or the data do not fit.
-        """
+        """The run of a stage, resumed if its folder contains one; unless `finished`, it is ready for its trainers."""
         run = Run(stage, None if self.restart else read_state(stage))
         self._compute = run.previous_compute or self._compute
         if run.finished:

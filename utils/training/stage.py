@@ -97,10 +97,7 @@ def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> S
 
 
 def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, students: list[int]) -> list[Stage]:
-    """A conversion, if prediction or guidance of the students differs from the teacher's; then the students.
-
-    `students` are their numbers of sampling steps. Raises InputError if the teacher cannot teach them.
-    """
+    """A conversion, if the students' prediction or guidance differs from the teacher's; then the students."""
     settings = config.distillation
     prediction, guidance = settings.prediction or teacher.prediction, settings.guidance or teacher.guidance
     scales = " and guidance {:g} to {:g}".format(*guidance) if guidance else ""

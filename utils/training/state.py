@@ -24,15 +24,8 @@ STATE_NAME, FORMAT_VERSION = "training_state.pt", 4
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, EVENTS, ".*.tmp")
 
 # Keys that do not change the weights: a run is resumed even if they differ. The path only appears in a message.
-WITHOUT_EFFECT = {
-    "compile",
-    "data.root",
-    "data.test_root",
-    "data.background",
-    "data.most_broken",
-    "data_hash",
-    "parent_path",
-}
+WITHOUT_EFFECT = {"compile", "data_hash", "parent_path"}
+WITHOUT_EFFECT |= {f"data.{key}" for key in ("root", "test_root", "background", "most_broken")}
 WITHOUT_EFFECT |= {
     f"{section}.{key}"
     for section in ("training", "distillation")
@@ -66,10 +59,7 @@ class Header(Section):
 
 
 def read_state(stage: Stage) -> dict[str, Any] | None:
-    """The state in the folder of a stage, None if there is none.
-
-    Raises InputError if it belongs to another run, is damaged, or there are checkpoints without a state.
-    """
+    """The state in the folder of a stage, if there is one. Raises InputError if it is damaged, or of another run."""
     path = stage.folder / STATE_NAME
     if not exists(path):
         for checkpoint in find_files(stage.folder, "diffusion-*.pt"):

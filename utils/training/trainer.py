@@ -15,7 +15,7 @@ from utils.checkpoints.compute import Compute
 from utils.checkpoints.tensor_files import require_like
 from utils.config.schema import Optimization
 from utils.system import distributed
-from utils.training.optimizers import moments_of, optimizers_of, parameters_of
+from utils.training.optimizers import moments_of, optimizers_of
 
 LARGEST_HALF_LIFE = 0.1  # of the EMA, as a fraction of the steps so far
 
@@ -23,8 +23,7 @@ LARGEST_HALF_LIFE = 0.1  # of the EMA, as a fraction of the steps so far
 def ema_decay(decay: float, step: int) -> float:
     """The decay of the EMA at a step; the warm-up limits the half-life to a fraction of the steps so far.
 
-    Without it, the average would stay close to the random initial weights for thousands of steps. (Karras et al. 2022,
-    "Elucidating the design space", do the same, with a fraction of 5%.)
+    Otherwise the average stays close to the random initial weights for thousands of steps. (Karras et al. 2022: 5%.)
     """
     return min(decay, 0.5 ** (1 / (LARGEST_HALF_LIFE * (step + 1))))
 
@@ -144,5 +143,7 @@ class Trainer:
 
     def _parameters(self) -> list[tuple[nn.Parameter, torch.optim.Optimizer]]:
         """The network's parameters in order, each with its optimizer."""
-        owner = {parameter: optimizer for optimizer in self.optimizers for parameter in parameters_of(optimizer)}
+        owner = {
+            parameter: one for one in self.optimizers for group in one.param_groups for parameter in group["params"]
+        }
         return [(parameter, owner[parameter]) for parameter in self.network.parameters()]
