@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from utils.config.schema import Config, Data
-from utils.data import prepared
+from utils.data import folder_cache
 from utils.data.datasets import load_data, load_images, require_same_classes
 from utils.data.folder import image_formats, read_image
 from utils.system.errors import InputError
@@ -15,8 +15,8 @@ from utils.system.errors import InputError
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(prepared, "CACHE", tmp_path_factory.mktemp("cache"))
-    return prepared.CACHE
+    monkeypatch.setattr(folder_cache, "CACHE", tmp_path_factory.mktemp("cache"))
+    return folder_cache.CACHE
 
 
 def write_image(path: Path, height: int = 8, width: int = 8, value: int = 0) -> None:

@@ -1,1 +1,1 @@
-"""Training and test images: data sets, sets and batches (images), folders, and their preparation (prepared)."""
+"""Training and test images: data sets, sets and batches (images), folders, and their cache (folder_cache)."""

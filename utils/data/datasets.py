@@ -10,8 +10,8 @@ from torch import Tensor
 from utils.config.schema import TORCHVISION, Config
 from utils.config.schema import Data as DataSettings
 from utils.data.folder import MOST_NAMES
+from utils.data.folder_cache import load_folder
 from utils.data.images import ImageData, ImageSet, content_hash, fit
-from utils.data.prepared import load_folder
 from utils.system.distributed import all_gather, rank_zero_first
 from utils.system.errors import InputError, counted, first_of
 from utils.system.files import remove_if_empty

@@ -15,16 +15,16 @@ from PIL import Image
 from test_folder import write_image
 
 from utils.config.schema import Data
-from utils.data import prepared
+from utils.data import folder_cache
+from utils.data.folder_cache import load_folder
 from utils.data.images import ImageSet, content_hash
-from utils.data.prepared import load_folder
 from utils.system.errors import InputError
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepared, "CACHE", tmp_path / "cache")
-    return prepared.CACHE
+    monkeypatch.setattr(folder_cache, "CACHE", tmp_path / "cache")
+    return folder_cache.CACHE
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_what_has_been_prepared_is_mapped_and_not_decoded_again(root, cache, mon
     first = load(root)
     assert values(first) == [1, 3, 5, 7, 0, 2, 4, 6] and first.labels.tolist() == [0] * 4 + [1] * 4
     assert first.class_names == ["cats", "dogs"] and first.hash == content_hash(first.images, first.labels)
-    monkeypatch.setattr(prepared, "read_image", decoded_again)
+    monkeypatch.setattr(folder_cache, "read_image", decoded_again)
     again = load(root)
     assert torch.equal(again.images, first.images) and again.hash == first.hash
     again.release()
@@ -114,7 +114,7 @@ def test_what_cannot_be_read_now_is_not_left_out_for_ever(root, monkeypatch, cac
         raise InputError(f"{path}: cannot be read: Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "read_image", forbidden)
+        patch.setattr(folder_cache, "read_image", forbidden)
         with pytest.raises(InputError, match=r"1.png: cannot be read: Permission denied$"):
             load(root, most_broken=1.0)
     assert not list(cache.glob("*.uint8")) and len(load(root).images) == 8
@@ -134,7 +134,7 @@ def test_folders_of_odd_names(tmp_path):
         load(tmp_path / name)
         write_image(tmp_path / name / "2.png")
         assert len(load(tmp_path / name).images) == 2
-        assert len(list(prepared.CACHE.glob(f"{name[0]}*.uint8"))) == 1
+        assert len(list(folder_cache.CACHE.glob(f"{name[0]}*.uint8"))) == 1
     for i, odd in enumerate((b"\xe4", b"\xf6")):
         write_image(Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd/" + odd)) / "1.png", value=i)
     data = load(tmp_path / "odd")
@@ -146,8 +146,8 @@ def test_workers_decode_what_one_process_does(root, monkeypatch):
         write_image(root / f"birds/{i:03}.png", 10 + i, 40, i)
     (root / "birds/050.png").write_bytes(b"no picture")
     alone = load(root)
-    monkeypatch.setattr(prepared, "FEW_IMAGES", 10)
-    monkeypatch.setattr(prepared, "VERSION", 99)
+    monkeypatch.setattr(folder_cache, "FEW_IMAGES", 10)
+    monkeypatch.setattr(folder_cache, "VERSION", 99)
     parallel = load(root)
     assert torch.equal(parallel.images, alone.images) and torch.equal(parallel.labels, alone.labels)
     assert values(parallel)[50] == 51
@@ -197,20 +197,20 @@ def test_a_large_photo_is_read_at_a_fraction_of_its_size(tmp_path):
     """And looks the same, to two greys, as the whole read and resized."""
     ramp = torch.linspace(0, 255, 1024).byte().expand(3, 1024, 1024)
     Image.fromarray(ramp.permute(1, 2, 0).numpy()).save(tmp_path / "a.jpg", quality=95)
-    small = prepared.read_image(tmp_path / "a.jpg", 3, at_least=64)
+    small = folder_cache.read_image(tmp_path / "a.jpg", 3, at_least=64)
     assert small.shape == (3, 128, 128)
-    whole = prepared.read_image(tmp_path / "a.jpg", 3)
-    assert (prepared.fit(small[None], 32, 3).int() - prepared.fit(whole[None], 32, 3).int()).abs().max() <= 2
+    whole = folder_cache.read_image(tmp_path / "a.jpg", 3)
+    assert (folder_cache.fit(small[None], 32, 3).int() - folder_cache.fit(whole[None], 32, 3).int()).abs().max() <= 2
 
 
 PREPARE = """
 import sys
 from pathlib import Path
 from utils.config.schema import Data
-from utils.data import prepared
-prepared.FEW_IMAGES = 0
+from utils.data import folder_cache
+folder_cache.FEW_IMAGES = 0
 settings = Data(name="folder", root="pictures", image_size=8, num_channels=1)
-print(prepared.load_folder(Path("pictures"), "data.root", settings).hash)
+print(folder_cache.load_folder(Path("pictures"), "data.root", settings).hash)
 """
 
 
