@@ -205,7 +205,10 @@ def main() -> None:
     compute = Compute.choose(config, choose_device(arguments.device), passes=passes, training=True)
     torch.manual_seed(0)
     found = bench(config, compute, arguments.batch_size, arguments.rounds)
-    print(json.dumps(found, indent=1)) if arguments.json else show(found)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        show(found)
 
 
 if __name__ == "__main__":

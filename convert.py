@@ -12,15 +12,7 @@ a converted teacher is written beside it: output/teacher/teacher.yaml, complete 
 import argparse
 from pathlib import Path
 
-from utils.checkpoints.checkpoint import (
-    SAFETENSORS,
-    TEACHER_SAMPLING_STEPS,
-    Checkpoint,
-    Metadata,
-    load_checkpoint,
-    save_checkpoint,
-    save_safetensors,
-)
+from utils.checkpoints.checkpoint import SAFETENSORS, Checkpoint, load_checkpoint, save_checkpoint, save_safetensors
 from utils.checkpoints.from_diffusers import read_pipeline, teacher_yaml
 from utils.checkpoints.tensor_files import require_safetensors
 from utils.checkpoints.to_diffusers import require_exportable, write_pipeline
@@ -44,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     only = "this or another --to is required with --checkpoint"
     target.add_argument("--to_diffusers", type=Path, metavar="FOLDER", help=f"for DDIMPipeline.from_pretrained; {only}")
     target.add_argument("--to_onnx", type=Path, metavar="ONNX", help=f"v(z, logsnr, label, guidance) as .onnx; {only}")
-    target.add_argument("--to_safetensors", type=Path, metavar="FILE", help=f"the same as .safetensors; {only}")
+    target.add_argument("--to_safetensors", type=Path, metavar="FILE", help=f"the checkpoint as .safetensors; {only}")
     help = "the last class of the pipeline is the unconditional one, which guidance needs (default: it is not)"
     parser.add_argument("--last_class_is_none", action="store_true", help=help)
     help = "of --to_diffusers: the guidance scale to build in, if a student takes one (default: its config's)"
@@ -75,13 +67,9 @@ def from_diffusers(arguments: argparse.Namespace) -> None:
     config_path = output.with_name(f"{output.absolute().parent.name}.yaml")
     require_free(output, ".pt")
     require_free(config_path, ".yaml")
-    config, weights = read_pipeline(folder, last_class_is_none=arguments.last_class_is_none)
+    metadata, weights = read_pipeline(folder, last_class_is_none=arguments.last_class_is_none)
     prepare_folder(output.parent)
-    text = teacher_yaml(config, source=folder, checkpoint=output, path=config_path)
-    sampling = config.sampling.of_teacher(TEACHER_SAMPLING_STEPS)
-    metadata = Metadata(
-        config=config, step=0, kind="teacher", sampling=sampling, prediction=config.diffusion.prediction
-    )
+    text = teacher_yaml(metadata.config, source=folder, checkpoint=output, path=config_path)
     save_checkpoint(output, metadata, weights)
     try:
         write_atomically(config_path, lambda file: file.write(text.encode()))

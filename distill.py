@@ -59,7 +59,7 @@ def distill(run: Run) -> None:
     """
     stage, batch_size = run.stage, run.stage.settings.batch_size
     n = stage.sampling.steps
-    teacher = run.compute.for_inference(stage.parent.model(run.device), batch_size)
+    teacher = run.teacher()
     student = run.add_trainer("model", stage.initial_model(run.device))  # starts with the teacher's weights
     for _ in run.steps():  # saves, logs and stops between steps
         i = 1 + (stratified(batch_size) * n).long()  # t = i/N, i in {1, ..., N}
@@ -79,7 +79,7 @@ def convert(run: Run) -> None:
     Algorithm 1 of Meng et al. 2022: at all times, the student's v should be the teacher's.
     """
     stage, batch_size = run.stage, run.stage.settings.batch_size
-    teacher = run.compute.for_inference(stage.parent.model(run.device), batch_size)
+    teacher = run.teacher()
     student = run.add_trainer("model", stage.initial_model(run.device))
     for _ in run.steps():
         t, s = stratified(batch_size), random_scales(stage.guidance, batch_size)
@@ -105,9 +105,10 @@ def main() -> None:
     with Session(arguments, folder, stages) as session:
         for stage in stages:
             run = session.open(replace(stage, parent=teacher))
-            if not run.finished:
-                distill(run) if stage.kind == "student" else convert(run)
-            teacher = load_checkpoint(run.final_checkpoint)  # the student becomes the next teacher
+            if run:
+                train = distill if stage.kind == "student" else convert
+                train(run)
+            teacher = load_checkpoint(stage.final_checkpoint)  # the student becomes the next teacher
             del run
             gc.collect()  # a compiled network refers to itself
     print(f"the student of {teacher.sampling.steps} steps is {teacher.path}, its samples are beside it")

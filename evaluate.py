@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
-    help = "its diffusion-<step>.pt; required"
+    help = "the teacher's diffusion-<step>.pt; required"
     parser.add_argument("--teacher", required=True, metavar="CHECKPOINT", help=help)
     help = "the output folder of distill.py; the latest checkpoint of each student is used (default: no students)"
     parser.add_argument("--students", type=Path, metavar="FOLDER", help=help)
@@ -48,15 +48,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--num_samples", help, 2500)
     help = "of the teacher (default: 32 16 8 4 2, and 1 for a deterministic sampler)"
     parser.add_count("--sampling_steps", help, nargs="+")
-    help = "of the teacher, separated by commas (default: ddim,ancestral); students have their own"
-    parser.add_argument("--samplers", type=samplers, default=list(SAMPLERS), metavar="NAMES", help=help)
+    help = f"of the teacher (default: {' '.join(SAMPLERS)}); students have their own"
+    parser.add_argument("--samplers", choices=list(SAMPLERS), nargs="+", default=list(SAMPLERS), help=help)
     help = (
         "guidance scales. With several, the table is complete for the first; the others are of the teacher's most DDIM "
         "steps (or --sampling_steps) and of the students, and a second figure shows FID against the share of samples "
         "of the requested class (default: 1)"
     )
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0], metavar="SCALE", help=help)
-    help = "those of a small classifier, trained at the first use, or of Inception (default: classifier)"
+    help = "for FID and KID: of a small classifier, trained at the first use, or of Inception (default: classifier)"
     parser.add_argument("--features", choices=list(EXTRACTORS), default="classifier", help=help)
     parser.add_count("--batch_size", "samples drawn at once", 250)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
@@ -69,13 +69,6 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def samplers(text: str) -> list[str]:
-    """argparse type: names of samplers, separated by commas."""
-    if not set(text.split(",")) <= SAMPLERS.keys():
-        raise argparse.ArgumentTypeError(f"should be among {','.join(SAMPLERS)}, not {text}")
-    return text.split(",")
-
-
 def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
     """The latest checkpoint of each requested student, most steps first. Raises InputError if there is none."""
     folder, wanted = arguments.students, arguments.student_steps
@@ -85,11 +78,11 @@ def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
         raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-360.pt")
     if missing := sorted(set(wanted or ()) - students.keys()):
         raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(students)}")
-    return [students[steps] for steps in sorted(wanted or students, reverse=True)]
+    return [students[steps] for steps in sorted(set(wanted or students), reverse=True)]
 
 
 def load_both(config: Config, arguments: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
-    """The training and test images. Raises InputError if they do not suffice."""
+    """The training and test images. Raises InputError if there are too few."""
     require_test_root(config.data)
     training = load_images(config.data, accept=partial(require_num_classes, config=config))
     test = load_images(config.data, test=True, accept=partial(require_same_classes, training=training.class_names))
@@ -110,12 +103,12 @@ def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: 
         is_first = guidance == arguments.guidance[0]
         rows = [
             ("teacher", teacher, {"sampler": sampler, "steps": steps})
-            for sampler in arguments.samplers
+            for sampler in dict.fromkeys(arguments.samplers)
             for steps in sorted(set(arguments.sampling_steps or TEACHER_STEPS), reverse=True)
             if arguments.sampling_steps or steps > 1 or not SAMPLERS[sampler].stochastic  # in one step all are the same
         ]
         if not is_first:
-            rows = [row for row in rows if row[2]["sampler"] == arguments.samplers[0]]
+            rows = [row for row in rows if row[2]["sampler"] == "ddim"]
             rows = rows if arguments.sampling_steps else rows[:1]
         rows += [("distilled", student, {}) for student in students]
         for name, checkpoint, update in rows:
@@ -130,6 +123,8 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     device = choose_device(arguments.device)
     teacher, students = load_checkpoint(arguments.teacher), find_students(arguments)
+    if teacher.kind != "student":  # the configuration may have changed since it was trained
+        teacher = teacher.model_copy(update={"sampling": config.sampling.of_teacher(teacher.sampling.steps)})
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_model(config, arguments.config_path)
         for scale in arguments.guidance:
@@ -165,10 +160,10 @@ def main() -> None:
         for candidate in candidates:
             rows.append((candidate, evaluation.evaluate(candidate)))
             tqdm.write(f"{candidate}: FID {rows[-1][1]['fid']:.3f}")
+        draw_figure(rows, title, folder / "fid.png")
+        if len(set(arguments.guidance)) > 1 and any(found["right"] is not None for _, found in rows):
+            draw_trade_off(rows, title, folder / "guidance.png")
     print(table(rows))
-    draw_figure(rows, title, folder / "fid.png")
-    if len(set(arguments.guidance)) > 1 and any(found["right"] is not None for _, found in rows):
-        draw_trade_off(rows, title, folder / "guidance.png")
     print(f"wrote results.json and the figures to {folder}")
 
 

@@ -41,15 +41,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config_path", metavar="YAML", help="refuse other models than this (default: no check)")
     parser.add_count("--num_samples", "number of samples", 64)
     parser.add_count("--batch_size", "samples drawn at once (default: the checkpoint's sampling.batch_size)")
-    parser.add_count("--sampling_steps", "(default: what the checkpoint was distilled for, or 1024)")
-    parser.add_argument("--sampler", choices=list(SAMPLERS), help="(default: the checkpoint's)")
+    parser.add_count("--sampling_steps", "sampling steps (default: what the checkpoint was distilled for, or 1024)")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), help="the sampler (default: the checkpoint's)")
     help = "names or numbers of the classes to sample, in turn (default: all)"
     parser.add_argument("--class", dest="classes", nargs="+", action="extend", metavar="CLASS", help=help)
     help = "more makes samples more clearly of their class, and less varied (default: sampling.guidance of the config)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=help)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
     grid_png = Path("output/grid.png")
-    parser.add_argument("--output", type=Path, default=grid_png, metavar="PNG", help=f"(default: {grid_png})")
+    parser.add_argument("--output", type=Path, default=grid_png, metavar="PNG", help=f"the grid (default: {grid_png})")
     parser.add_compute_arguments()
     return parser.parse_args()
 

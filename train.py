@@ -59,11 +59,11 @@ def main() -> None:
     stage = teacher_stage(config, folder, initial)
     with Session(arguments, folder, [stage]) as session:
         run = session.open(stage)
-        if run.finished:
-            print(f"more --num_training_steps than {run.num_steps} continue it")
-        else:
+        if run:
             train(run)
-            print(f"the model is {run.final_checkpoint}, its samples are beside it")
+            print(f"the model is {stage.final_checkpoint}, its samples are beside it")
+        else:
+            print(f"more --num_training_steps than {stage.num_steps} continue it")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.diffusion import UNCONDITIONAL
 
-GUIDANCE_SCALE = 100.0  # the guidance scale times this enters the sinusoids: scales of 1 to 4 are some periods
+GUIDANCE_SCALE = 100.0  # the guidance scale times this enters the sinusoids: scales of 1 to 4 span many periods
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -200,8 +200,6 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, channels, H, W] to the same shape."""
-        q, k, v = rearrange(
-            self.to_qkv(self.norm(h)), "b (three n d) y x -> three b n (y x) d", three=3, n=self.num_heads
-        )
+        q, k, v = rearrange(self.to_qkv(self.norm(h)), "b (i n d) y x -> i b n (y x) d", i=3, n=self.num_heads)
         attended = attend(q, k, v)
         return h + self.to_out(rearrange(attended, "b n (y x) d -> b (n d) y x", y=h.shape[2]))

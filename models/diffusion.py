@@ -82,7 +82,7 @@ class Diffusion:
     schedule: NoiseSchedule
     prediction: Prediction  # of the network
     takes_guidance: bool = False  # whether the guidance scale is an input of the network; see models/guidance.py
-    timesteps: int | None = None  # the network's own
+    timesteps: int | None = None  # T if the network takes timesteps, None if it takes logsnr
 
     def v(self, z: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """The network's output at z [B, C, H, W] and the times t [B] in (0, 1], converted to v."""

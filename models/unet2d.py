@@ -52,21 +52,18 @@ class UNet2DSettings(NetworkSettings):
             if len(getattr(self, name)) != levels:
                 raise ValueError(f"network.{name}: should be {levels}, one for each of block_out_channels")
         if image_size % 2 ** (levels - 1):
-            raise ValueError(
-                f"data.image_size: {image_size} is not divisible by {2 ** (levels - 1)}, as {levels} levels need"
-            )
+            raise ValueError(f"data.image_size: {image_size} is not divisible by {2 ** (levels - 1)} ({levels} levels)")
         blocks = [*zip(self.down_block_types, channels, strict=True)]
         blocks += zip(self.up_block_types, channels[::-1], strict=True)
         attention = [c for block, c in blocks if block.startswith("Attn")]
         attention += [channels[-1]] if self.mid_block_type and self.add_attention else []
-        if attention and (self.attention_head_dim or 0) > min(attention):
-            raise ValueError(
-                f"network.attention_head_dim: {self.attention_head_dim} is more than {min(attention)} channels"
-            )
-        groups = [("norm_num_groups", channels), ("attn_norm_num_groups", channels[-1:])]
-        for key, wrong in ((key, [c for c in of if c % (getattr(self, key) or 1)]) for key, of in groups):
-            if wrong:
-                raise ValueError(f"network.{key}: {getattr(self, key)} does not divide {wrong[0]} channels")
+        head = self.attention_head_dim or 0
+        if attention and head > min(attention):
+            raise ValueError(f"network.attention_head_dim: {head} is more than {min(attention)} channels")
+        for key, normed in (("norm_num_groups", channels), ("attn_norm_num_groups", channels[-1:])):
+            groups = getattr(self, key) or 1
+            for each in (each for each in normed if each % groups):
+                raise ValueError(f"network.{key}: {groups} does not divide {each} channels")
 
     def build(self, *, image_size: int, num_channels: int, takes_guidance: bool = False) -> "UNet2D":
         """The network with random weights."""

@@ -54,8 +54,7 @@ def continue_it(config: Config) -> tuple[int, str]:
     device = torch.device("cpu")
     try:
         stage = teacher_stage(config, Path("mutated"), None)
-        run = Run(stage, read_state(stage))
-        run.prepare(None, Compute(device, "fp32", compile=False))
+        run = Run(stage, read_state(stage), None, Compute(device, "fp32", compile=False))
         run.add_trainer("model", stage.initial_model(device))
     except InputError as error:
         return 2, f"error: {error}\n"

@@ -97,7 +97,7 @@ BAD = [
     ),
     (
         f"{TRAIN} --num_training_steps 3",
-        "this run has 6 training steps (6 taken), and 3 are requested; the same value resumes it",
+        "this run has 6 training steps (6 taken), and 3 are requested; only more steps",
     ),
     (f"{TRAIN} --load_model_weights_from_checkpoint nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     (
@@ -176,8 +176,8 @@ BAD = [
     (f"{EVALUATE} {TEACHER} --students nowhere", "--students nowhere: no students of distill.py there"),
     (f"{EVALUATE} {TEACHER} --students output/tiny", "--students output/tiny: no students of distill.py there"),
     (
-        f"{EVALUATE} {TEACHER} --samplers ddim,euler",
-        "--samplers: should be among ddim,ancestral, not ddim,e",
+        f"{EVALUATE} {TEACHER} --samplers ddim euler",
+        "--samplers: invalid choice: 'euler' (choose from",
     ),
     (f"{EVALUATE} {TEACHER} --sampling_steps 8 0", "argument --sampling_steps: should be a positive integer"),
     (f"{EVALUATE} {TEACHER} --features vgg", "argument --features: invalid choice: 'vgg'"),

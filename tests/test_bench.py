@@ -23,5 +23,5 @@ def test_all_that_is_asked_for_is_measured(tiny, capsys):
 
 def test_a_wrong_setting_gets_one_line(tiny, capsys):
     assert call("bench.py", "--config_path", tiny, "--compile", "perhaps") == 2
-    assert "should be auto, true or false, not 'perhaps'" in capsys.readouterr().err
+    assert "should be 'auto', True or False, not 'perhaps'" in capsys.readouterr().err
     assert call("bench.py", "--config_path", ROOT / "nowhere.yaml") == 2

@@ -100,7 +100,7 @@ def test_a_few_broken_pictures_are_named_and_left_out(root, capsys):
     data = load(root, most_broken=0.3)
     assert values(data) == [1, 3, 5, 7, 0, 2, 4, 6] and data.labels.tolist() == [0] * 4 + [1] * 4
     said = capsys.readouterr().out
-    assert f"3 left out: {root}/cats/broken0.png: not a readable image" in said and "broken2.png" in said
+    assert f"3 skipped: {root}/cats/broken0.png: not a readable image" in said and "broken2.png" in said
     assert "8 images in 2 classes: 0 cats, 1 dogs" in said
     for _ in range(2):  # prepared or not
         with pytest.raises(

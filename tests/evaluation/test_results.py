@@ -24,11 +24,9 @@ def test_something_else_is_refused(tmp_path, text):
         Results(path)
 
 
-@pytest.mark.parametrize(
-    "content", [{"format_version": 1, "evaluations": []}, {"format_version": 2, "evaluations": [1]}]
-)
-def test_another_version_is_refused(tmp_path, content):
+@pytest.mark.parametrize(("version", "entries"), [(1, []), (2, [1]), (2, {})])
+def test_another_version_is_refused(tmp_path, version, entries):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({"format_version": version, "evaluations": entries}))
     with pytest.raises(InputError, match=r"results.json: damaged, or not results of this version"):
         Results(path)

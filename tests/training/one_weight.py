@@ -56,8 +56,8 @@ def make_stage(folder: Path, num_steps: int = 40, **settings: object) -> Stage:
 def make_run(folder: Path, num_steps: int = 40, names: tuple[str, ...] = ("model",), **settings: object) -> Run:
     """A run with a trainer of one weight under each name."""
     stage = make_stage(folder, num_steps, **settings)
-    run = Run(stage, read_state(stage))
-    run.prepare(SimpleNamespace(description=TrainedOn(data_hash="hash", class_names=[])), CPU)
+    data = SimpleNamespace(description=TrainedOn(data_hash="hash", class_names=[]))
+    run = Run(stage, read_state(stage), data, CPU)
     folder.mkdir(exist_ok=True)
     for name in names:
         run.add_trainer(name, model_of(Scalar()))

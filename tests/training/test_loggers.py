@@ -37,6 +37,7 @@ def steps_until(run, last):
 def test_tensorboard_has_the_log_once_also_after_a_kill(tmp_path):
     steps_until(make_run(tmp_path, **TENSORBOARD), 17)  # the state is that of step 10, the log has lines of 12 and 16
     (tmp_path / "diffusion-10.pt").unlink()  # as if it had been killed between the grid and the checkpoint
+    (tmp_path / "sample-final.png").touch()  # a user's
     take_steps(make_run(tmp_path, **TENSORBOARD))
     assert require_events_like_log(tmp_path, [10, 20, 30, 40])[:6] == [4, 8, 10, 12, 16, 20]
     delete_run(tmp_path)

@@ -13,7 +13,7 @@ from utils.training.state import delete_run, read_state, write_state
 def test_only_a_finished_run_may_grow(tmp_path):
     take_steps(make_run(tmp_path, num_steps=10))
     assert read_state(make_stage(tmp_path, num_steps=20))["step"] == 10
-    with pytest.raises(InputError, match=r"10 training steps \(10 taken\), and 5 are requested"):
+    with pytest.raises(InputError, match=r"10 training steps \(10 taken\), and 5 are requested; only more steps"):
         read_state(make_stage(tmp_path, num_steps=5))
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
     torch.save(state | {"num_steps": 30}, tmp_path / "training_state.pt")
@@ -33,6 +33,9 @@ def test_broken_states_and_those_of_earlier_formats_are_refused(tmp_path):
         torch.save(state | {"trainers": wrong}, path)
         with pytest.raises(InputError, match=r"training_state.pt: damaged: model: "):
             make_run(tmp_path, num_steps=10)
+    torch.save(state | {"trainers": []}, path)
+    with pytest.raises(InputError, match=r"training_state.pt: damaged: trainers: "):
+        read_state(stage)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match=r"training_state.pt: truncated or damaged, or not a training state"):
         read_state(stage)
@@ -72,8 +75,8 @@ CONFIG = {
 def test_what_changes_the_weights_is_compared_and_nothing_else(tmp_path, changes, refused):
     before, now = (teacher_stage(Config.model_validate(CONFIG | each), tmp_path, None) for each in ({}, changes))
     compute = {"precision": "fp32", "compile": False, "processes": 1}
-    header = {"identity": before.identity(), "num_steps": before.num_steps, "step": 10, "compute": compute}
-    write_state(tmp_path, header, {})
+    state = {"identity": before.identity(), "num_steps": before.num_steps, "step": 10, "compute": compute}
+    write_state(tmp_path, **state, trainers={})
     if refused:
         with pytest.raises(InputError, match=f"another run: {refused}; the same value resumes it, another"):
             read_state(now)

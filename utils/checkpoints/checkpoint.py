@@ -3,6 +3,7 @@
 import difflib
 import unicodedata
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
@@ -13,8 +14,6 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from models.diffusion import Diffusion, Prediction
-from models.guidance import evaluations_per_step
-from models.samplers import SAMPLERS
 from utils.checkpoints.tensor_files import read_safetensors, read_torch_file, require_like
 from utils.config.reading import differences, explain
 from utils.config.schema import LARGEST_SCALE, Config, NonNegativeInt, SamplerSettings, ScaleRange, Section
@@ -27,12 +26,7 @@ SAFETENSORS, METADATA_KEY = ".safetensors", "progressive_distillation"  # the fi
 
 
 def build_model(
-    config: Config,
-    device: torch.device,
-    dropout: float | None = None,
-    *,
-    prediction: Prediction | None = None,
-    takes_guidance: bool = False,
+    config: Config, device: torch.device, dropout: float | None = None, *, takes_guidance: bool = False
 ) -> Diffusion:
     """A model with the architecture of a configuration and random weights; arguments override the configuration."""
     data, diffusion, settings = config.data, config.diffusion, config.network
@@ -44,13 +38,12 @@ def build_model(
         try:
             network = settings.build(**shape, takes_guidance=takes_guidance)
         except ImportError as error:
-            raise InputError("network.type: unet2d is a network of diffusers: pip install diffusers") from error
+            raise InputError(f"network.type: {settings.type} needs a package: pip install {error.name}") from error
         except ValueError as error:
             raise InputError(f"network: {error}") from error
     # Convolutions compute in the memory format channels last.
     network = network.to(device, memory_format=torch.channels_last)
-    prediction = prediction or diffusion.prediction
-    return Diffusion(network, diffusion.noise_schedule(), prediction, takes_guidance, network.timesteps)
+    return Diffusion(network, diffusion.noise_schedule(), diffusion.prediction, takes_guidance, network.timesteps)
 
 
 class TrainedOn(Section):
@@ -100,11 +93,6 @@ class Metadata(Section):
         has_unconditional = self.config.network.num_classes > 0 and self.config.training.class_dropout > 0
         return scale if has_unconditional and self.kind == "teacher" else 1.0
 
-    def evaluations_per_step(self, sampler: str, guidance: float) -> int:
-        """The network evaluations in a step of a sampler, at a guidance scale."""
-        of_guidance = evaluations_per_step(guidance, takes_guidance=self.guidance is not None)
-        return of_guidance * SAMPLERS[sampler].evaluations_per_step
-
 
 class Checkpoint(Metadata):
     """A checkpoint that was read from a file."""
@@ -127,10 +115,10 @@ class Checkpoint(Metadata):
         """
         if takes_guidance is None:
             takes_guidance = self.guidance is not None
-        model = build_model(self.config, device, dropout, prediction=self.prediction, takes_guidance=takes_guidance)
+        model = build_model(self.config, device, dropout, takes_guidance=takes_guidance)
         fresh = {name: weight for name, weight in model.network.state_dict().items() if name not in self.weights}
         model.network.eval().load_state_dict(self.weights | fresh)
-        return model
+        return replace(model, prediction=self.prediction)
 
     def class_number(self, name: str) -> int:
         """The number of a class, given by its name or its number. Raises InputError if there is no such class."""
@@ -170,9 +158,7 @@ class Checkpoint(Metadata):
             return
         for number, (there, here) in enumerate(zip_longest(known, class_names, fillvalue="missing")):
             if there != here:
-                raise InputError(
-                    f"{self.path}: its classes differ from the data's: class {number} is {there} in it and {here} here"
-                )
+                raise InputError(f"{self.path}: its class {number} is {there}, and that of the data is {here}")
 
     def differs_in_images(self, data_hash: str) -> bool:
         """Whether it is known to have been trained on images that differ from these."""
@@ -189,7 +175,7 @@ class Checkpoint(Metadata):
         elif self.kind != "teacher":
             why = "was distilled without guidance (distillation.guidance), so only 1 is possible"
         else:
-            why = "was not trained without labels (training.class_dropout), so only 1 is possible"
+            why = "has no unconditional prediction (training.class_dropout was 0), so only 1 is possible"
         if self.nearest_guidance(scale) != scale:
             raise InputError(f"guidance {scale:g}: {self.path} {why}")
 
@@ -224,9 +210,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `diffusion-<step>.pt`, or a safetensors file. Raises InputError if it is damaged or inconsistent."""
     path = Path(path)
     if not exists(path) and (others := find_files(path.parent, "diffusion-*.pt")):
-        raise InputError(
-            f"{path}: cannot be read: No such file; there are {first_of([other.name for other in others])}"
-        )
+        raise InputError(f"{path}: cannot be read: No such file; there are {first_of([each.name for each in others])}")
     try:
         if path.suffix == SAFETENSORS:
             weights, text = read_safetensors(path)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.unet2d import UNet2DSettings
-from utils.checkpoints.checkpoint import build_model
+from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Metadata, build_model
 from utils.checkpoints.tensor_files import read_safetensors, require_like
 from utils.config.reading import explain
 from utils.config.schema import Betas, Config
@@ -41,13 +41,21 @@ SAMPLER_KEYS = {
 }
 
 
-YAML_HEAD = """# Converted from {source}. Fill in `data`: what the teacher was trained on.
+YAML_HEAD = """# Converted from {source}.
 #
 #     python distill.py --config_path {path} \\
 #       --teacher_model_checkpoint {checkpoint} --initial_sampling_steps 32 --distillation_iterations 3
 #
-# `network` and `diffusion` are the teacher's, and must not be changed; `distillation` is a starting point: with
-# prediction v, since eps is of no use in few steps. configs/ddpm_32x32_v_continuous.yaml explains every key.
+# Fill in `data`. `network` and `diffusion` are the teacher's, and must not be changed; `distillation` is a starting
+# point: with prediction v, since predicting eps does not work in few steps. configs/ddpm_32x32_v_continuous.yaml
+# explains every key.
+
+data:  # what the teacher was trained on
+  name: folder          # or MNIST, FashionMNIST, CIFAR10
+  root: data/pictures
+  random_flip: false    # whether images were mirrored at random
+  image_size: {image_size}
+  num_channels: {num_channels}
 
 """
 DISTILLATION = {
@@ -66,22 +74,21 @@ DISTILLATION = {
 def teacher_yaml(config: Config, *, source: Path, checkpoint: Path, path: Path) -> str:
     """The text of the YAML of a converted teacher, to be completed."""
     sections = {
-        "data": {"name": "folder", "root": "data/pictures", "random_flip": False},
         "network": config.network.model_dump(),
         "diffusion": config.diffusion.model_dump(exclude={"logsnr_min", "logsnr_max"}),
         "training": config.training.model_dump(include={"class_dropout", "loss_weighting"}),
         "distillation": DISTILLATION,
         "sampling": {"sampling_steps": 50},
     }
-    sections["data"] |= config.data.model_dump(include={"image_size", "num_channels"})
     paths = {"source": source, "checkpoint": checkpoint, "path": path}
-    head = YAML_HEAD.format(**{name: " ".join(str(path).split()) for name, path in paths.items()})  # one line each
+    names = {name: " ".join(str(path).split()) for name, path in paths.items()}  # one line each
+    head = YAML_HEAD.format(**names, **config.data.model_dump(include={"image_size", "num_channels"}))
     options = {"sort_keys": False, "default_flow_style": None, "width": 100}
     return head + "\n".join(yaml.safe_dump({name: content}, **options) for name, content in sections.items())
 
 
-def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Config, dict[str, Tensor]]:
-    """A model as a configuration, complete except for the data and the distillation, and weights.
+def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Metadata, dict[str, Tensor]]:
+    """The metadata of a checkpoint, complete except for the data and the distillation, and weights.
 
     With `last_class_is_none`, the last class of the network is the unconditional one, which guidance needs. Raises
     InputError if the folder contains something else, or something that this project does not support.
@@ -95,22 +102,21 @@ def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Config, di
         if network["num_classes"] < 2:
             raise InputError(f"--last_class_is_none: {folder / 'unet' / 'config.json'} has no such num_class_embeds")
         network["num_classes"] -= 1
-    prediction = diffusion["prediction"]
+    prediction, dropout = diffusion["prediction"], 0.1 if last_class_is_none else 0.0
     content = {
         "data": {"name": "folder", **data},
         "network": network,
         "diffusion": diffusion,
-        "training": {
-            "class_dropout": 0.1 if last_class_is_none else 0.0,
-            "loss_weighting": LOSS_WEIGHTINGS[prediction],
-        },
+        "training": {"class_dropout": dropout, "loss_weighting": LOSS_WEIGHTINGS[prediction]},
         "distillation": {"prediction": "v"},
     }
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{folder}: cannot be converted: {': '.join(explain(error))}") from error
-    return config, _read_weights(folder / "unet", config, last_class_is_none)
+    sampling = config.sampling.of_teacher(TEACHER_SAMPLING_STEPS)
+    metadata = Metadata(config=config, step=0, kind="teacher", sampling=sampling, prediction=prediction)
+    return metadata, _read_weights(folder / "unet", config, last_class_is_none)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -159,9 +165,7 @@ def _read_network(path: Path, timesteps: int) -> tuple[dict[str, Any], dict[str,
         if type(value) is not int:
             raise InputError(f"{path}: {key}: should be an integer, for square images, not {value!s:.80}")
     if content.pop("out_channels", 3) != channels:
-        raise InputError(
-            f"{path}: out_channels: should be in_channels, {channels}: one value for each pixel and channel"
-        )
+        raise InputError(f"{path}: out_channels: should be in_channels, {channels}")
     if content.pop("class_embed_type", None) is not None:
         raise InputError(f"{path}: class_embed_type: should be null; only num_class_embeds is supported")
     num_classes = content.pop("num_class_embeds", None) or 0
@@ -179,9 +183,7 @@ def _read_weights(folder: Path, config: Config, last_class_is_none: bool) -> dic
     if not path.is_file():
         others = sorted(other.name for pattern in ("*.bin", "*.safetensors*") for other in folder.glob(pattern))
         found = f"there is only {others[0]}; " if others else ""
-        raise InputError(
-            f"{path}: missing; {found}pickles are not read, and `save_pretrained` writes this file by default"
-        )
+        raise InputError(f"{path}: missing; {found}pickles are not read, and `save_pretrained` writes it by default")
     weights, _ = read_safetensors(path)
     for name in [name for name in weights if "attentions" in name.split(".")]:  # diffusers renames them, too
         weights[".".join(EARLIER_NAMES.get(part, part) for part in name.split("."))] = weights.pop(name)

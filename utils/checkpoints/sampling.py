@@ -15,7 +15,11 @@ from utils.config.schema import Config, SamplerSettings
 from utils.system.distributed import distributed_map, tasks_per_rank
 from utils.system.seeds import SampleNoise
 
-VARIANCES = {"small": 0.0, "large": 1.0}
+
+def network_evaluations(sampling: SamplerSettings, guidance: float, *, takes_guidance: bool) -> int:
+    """The network evaluations of a sample."""
+    of_guidance = evaluations_per_step(guidance, takes_guidance=takes_guidance)
+    return sampling.steps * SAMPLERS[sampling.sampler].evaluations_per_step * of_guidance
 
 
 def batches_of(count: int, batch_size: int) -> list[range]:
@@ -55,7 +59,7 @@ def draw_batch(
     label = torch.tensor([classes[i % len(classes)] for i in indices], device=device) if classes else None
     options = {"label": label, "clip": sampling.clip}
     if sampler.stochastic:
-        options |= {"noise": noise, "variance": VARIANCES.get(sampling.variance, sampling.variance)}
+        options |= {"noise": noise, "variance": sampling.variance_fraction}
     return sampler.sample(sampled, noise(), sampling.steps, **options).clamp(-1, 1)
 
 
@@ -82,8 +86,7 @@ def draw_samples(
     `check()` is called at each network evaluation; it may raise. The other arguments are those of `draw_batch`.
     """
     batch_size = batch_size or config.sampling.batch_size
-    evaluations = evaluations_per_step(guidance, takes_guidance=model.takes_guidance)
-    evaluations *= SAMPLERS[sampling.sampler].evaluations_per_step * sampling.steps
+    evaluations = network_evaluations(sampling, guidance, takes_guidance=model.takes_guidance)
     total = tasks_per_rank(batches_of(count, batch_size)) * evaluations
     with tqdm(total=total, desc=f"sampling {sampling.steps} steps", leave=False) as bar:
 

@@ -34,9 +34,7 @@ def read_torch_file(path: Path, version: int, keys: set[str], what: str) -> dict
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except Exception as error:  # any failure of the reader means a broken file
-        raise InputError(
-            f"{path}: truncated or damaged, or not {what} of this project; take another copy of it"
-        ) from error
+        raise InputError(f"{path}: truncated or damaged, or not {what} of this project; take another copy") from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise InputError(f"{path}: not {what} of this project")
     found = content.pop("format_version")

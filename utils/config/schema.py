@@ -224,21 +224,28 @@ class Distillation(Optimization):
         return steps.get(sampling_steps, steps["default"]), rates.get(sampling_steps, rates["default"])
 
 
-class SamplerSettings(Section):
-    """How a model is sampled: the number of steps, the sampler, and its settings."""
+class SamplerOptions(Section):
+    """A sampler, and its options."""
+
+    sampler: SamplerName = "ddim"
+    variance: Variance = "small"
+    clip: bool = False
+
+
+class SamplerSettings(SamplerOptions):
+    """How a model is sampled."""
 
     steps: Count
-    sampler: SamplerName = "ddim"
-    variance: Variance = "small"
-    clip: bool = False
+
+    @property
+    def variance_fraction(self) -> float:
+        """The variance as a number: 0 is small, 1 is large."""
+        return {"small": 0.0, "large": 1.0}.get(self.variance, self.variance)
 
 
-class Sampling(Section):
+class Sampling(SamplerOptions):
     """The samples of train.py and distill.py, and how a teacher is sampled."""
 
-    sampler: SamplerName = "ddim"
-    variance: Variance = "small"
-    clip: bool = False
     guidance: Scale = 1.0
     sampling_steps: Count = 128
     num_samples: Count = 64
@@ -246,7 +253,7 @@ class Sampling(Section):
 
     def of_teacher(self, steps: int) -> SamplerSettings:
         """How a model that is not distilled is sampled in `steps` steps."""
-        return SamplerSettings(steps=steps, sampler=self.sampler, variance=self.variance, clip=self.clip)
+        return SamplerSettings(steps=steps, **self.model_dump(include=set(SamplerOptions.model_fields)))
 
 
 class Config(Section):
@@ -254,7 +261,7 @@ class Config(Section):
 
     seed: NonNegativeInt = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto", True, False] = "auto"
     data: Data
     network: Network = UNetSettings()
     diffusion: DiffusionSettings = DiffusionSettings()

@@ -177,7 +177,7 @@ def _report(folder: Folder, index: Index, class_names: list[str]) -> None:
     """Prints the number of images, their classes and the broken files. Raises InputError if too many are broken."""
     if index.broken:
         _require_few(index.broken, folder)
-        print(f"{folder.root}: {len(index.broken)} left out: {first_of(index.broken, MOST_MESSAGES, '; ')}")
+        print(f"{folder.root}: {len(index.broken)} skipped: {first_of(index.broken, MOST_MESSAGES, '; ')}")
     shown = ""
     if class_names:
         names = [f"{i} {name}" for i, name in enumerate(class_names)]

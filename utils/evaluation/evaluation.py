@@ -16,7 +16,7 @@ from tqdm import tqdm
 from models.samplers import SAMPLERS
 from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from utils.checkpoints.compute import Compute
-from utils.checkpoints.sampling import VARIANCES, batches_of, draw_all, draw_batch
+from utils.checkpoints.sampling import batches_of, draw_all, draw_batch, network_evaluations
 from utils.config.schema import Config, SamplerSettings
 from utils.data.images import content_hash
 from utils.evaluation.metrics import METRICS, Extractor, Features
@@ -63,7 +63,8 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(text)
         version, entries = content["format_version"], content["evaluations"]
-        if version == RESULTS_VERSION and all(isinstance(entry, dict) for entry in entries):
+        is_list = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
+        if is_list and version == RESULTS_VERSION:
             return entries
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
@@ -84,7 +85,7 @@ class Candidate:
     @classmethod
     def of(cls, name: str, checkpoint: Checkpoint, sampling: SamplerSettings, guidance: float) -> "Candidate":
         """The samples of a checkpoint."""
-        evaluations = sampling.steps * checkpoint.evaluations_per_step(sampling.sampler, guidance)
+        evaluations = network_evaluations(sampling, guidance, takes_guidance=checkpoint.guidance is not None)
         return cls(name, checkpoint.path, checkpoint.sha256, sampling, guidance, evaluations)
 
     def __str__(self) -> str:
@@ -124,9 +125,9 @@ class Evaluation:
         key |= {"features": self.extractor.name, "reference": self._reference_hash}
         if candidate == TRAINING_IMAGES:
             return key | {"training_images": content_hash(self.training_images)}
-        variance = VARIANCES.get(candidate.sampling.variance, candidate.sampling.variance)
-        key |= candidate.sampling.model_dump(exclude={"steps"}) | {"sampling_steps": candidate.sampling.steps}
-        key |= {"variance": variance if SAMPLERS[candidate.sampling.sampler].stochastic else None}
+        sampling = candidate.sampling
+        key |= sampling.model_dump(exclude={"steps"}) | {"sampling_steps": sampling.steps}
+        key["variance"] = sampling.variance_fraction if SAMPLERS[sampling.sampler].stochastic else None
         key |= {"checkpoint_sha256": candidate.sha256, "guidance": candidate.guidance}
         key["precision"] = self.compute.precision
         if self._is_compared(candidate):

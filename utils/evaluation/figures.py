@@ -12,7 +12,7 @@ from utils.evaluation.evaluation import Candidate
 from utils.system.files import write_atomically
 
 Row = tuple[Candidate, dict[str, Any]]
-NOT_IN_TABLE = {"guidance", "sampling_steps", "num_samples", "seed", "variance"}  # numbers of the key
+NOT_IN_TABLE = {"guidance", "variance"}  # floats of the key
 
 
 def table(rows: list[Row]) -> str:

@@ -104,7 +104,7 @@ def _updated(metric_class: type, real: Features, samples: Features) -> Any:
 
 
 def class_distance(real: Features, samples: Features) -> dict[str, Any]:
-    """The total variation distance between the class shares of samples and of real images, and the former."""
+    """The total variation distance between the class shares of samples and of real images, and those of the samples."""
     if real.classes is None or samples.classes is None:
         return {"class_distance": None, "classes": None}
     count = int(max(real.classes.max(), samples.classes.max())) + 1

@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         every = "save_and_sample_every_n"
         self.add_override(f"--{every}", f"{section}.{every}", "steps between checkpoints")
         self.add_override("--seed", "seed", "seed of weights, data order, noise and samples")
-        help = "additional logs: tensorboard"
+        help = "additional logs, such as tensorboard"
         self.add_override("--loggers", f"{section}.loggers", help, type=str, nargs="*", metavar="NAME")
         self.add_compute_arguments()
         help = "delete the earlier run in the folder, and start again (default: resume it)"
@@ -71,7 +71,8 @@ class Parser(argparse.ArgumentParser):
         help = "of the convolutions and the attention; auto: bf16 where it is faster"
         self.add_override("--precision", "precision", help, type=str, choices=["auto", "fp32", "bf16"], metavar=None)
         help = "compile the network; auto: if the run is long enough to gain from it"
-        self.add_override("--compile", "compile", help, type=auto_or_bool, metavar="{auto,true,false}")
+        options = {"type": lambda text: {"true": True, "false": False}.get(text, text), "metavar": "{auto,true,false}"}
+        self.add_override("--compile", "compile", help, **options)
         help = "cpu, cuda, cuda:1, mps, ... (default: the GPU if there is one)"
         self.add_argument("--device", metavar="NAME", help=help)
 
@@ -95,14 +96,6 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, value in vars(arguments).items()
         if name.startswith(CONFIG_KEY) and value is not None
     }
-
-
-def auto_or_bool(text: str) -> bool | str:
-    """argparse type: auto, true or false, as in a YAML."""
-    values = {"auto": "auto", "true": True, "false": False}
-    if text not in values:
-        raise argparse.ArgumentTypeError(f"should be auto, true or false, not {text!r}")
-    return values[text]
 
 
 def positive_int(text: str) -> int:

@@ -4,7 +4,7 @@
 
 Every rank runs the same script and takes the same decisions. Rank 0 alone reads, writes and prints; the other ranks get
 its results and errors (`on_rank_zero`). Only the data set is read by each rank (`rank_zero_first`). A process started
-without torchrun is rank 0 of a world of size 1, and all of this is the identity.
+without torchrun is rank 0 of a world of size 1, and none of this has an effect.
 """
 
 import os

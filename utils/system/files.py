@@ -158,7 +158,7 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 def _lock(folder: Path, wait: bool) -> AbstractContextManager:
     prepare_folder(folder)
-    lock = FileLock(folder / LOCK_NAME)
+    lock = FileLock(folder / LOCK_NAME, fallback_to_soft=False)
     try:
         return lock.acquire(timeout=0)
     except Timeout as error:

@@ -22,7 +22,7 @@ EVENTS = "events.out.tfevents.*"
 class Logger:
     """A log of a run. It is given the run's folder, and the step that the run resumes from; all ranks call it."""
 
-    package = "json"  # that it needs, to import and to install
+    package: str | None = None  # that it needs, to import and to install
 
     def __init__(self, folder: Path, step: int):
         self.folder, self.step = folder, step
@@ -64,7 +64,7 @@ class TensorBoard(Logger):
         super().__init__(folder, step)
         delete_files(folder, EVENTS)
         lines = read_log(folder)
-        grids = {int(path.stem.split("-")[1]): path for path in find_files(folder, "sample-*.png")}
+        grids = {path.stem.removeprefix("sample-"): path for path in find_files(folder, "sample-*.png")}
         self._writer = None
         if is_rank_zero():
             from torch.utils.tensorboard import SummaryWriter  # optional, and takes seconds
@@ -73,8 +73,9 @@ class TensorBoard(Logger):
             for line in lines:
                 self.add_scalars(line.pop("step"), line)
             for number, path in grids.items():
-                if number <= step and (folder / f"diffusion-{number}.pt").exists():  # others are drawn again
-                    self.add_images(number, to_tensor(Image.open(path)))
+                # Those without a checkpoint are drawn again.
+                if number.isdecimal() and int(number) <= step and (folder / f"diffusion-{number}.pt").exists():
+                    self.add_images(int(number), to_tensor(Image.open(path)))
 
     def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:  # noqa: D102
         for name, value in scalars.items():
@@ -98,8 +99,9 @@ def require_loggers(settings: Optimization) -> None:
     for name in settings.loggers:
         if name not in LOGGERS:
             raise InputError(f"loggers: {name}: should be among {', '.join(LOGGERS)}")
-        if importlib.util.find_spec(LOGGERS[name].package) is None:
-            raise InputError(f"loggers: {name} needs a package: pip install {LOGGERS[name].package}")
+        package = LOGGERS[name].package
+        if package and importlib.util.find_spec(package) is None:
+            raise InputError(f"loggers: {name} needs a package: pip install {package}")
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

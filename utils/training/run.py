@@ -32,20 +32,19 @@ MOST_SKIPPED_IN_A_ROW = 10
 class Run:
     """The training of a stage, on this rank's shard of the data."""
 
-    def __init__(self, stage: Stage, state: dict[str, Any] | None):
+    def __init__(self, stage: Stage, state: dict[str, Any] | None, data: ImageData, compute: Compute):
         """Resumes from a state of `read_state`, if there is one."""
-        self.stage, self.folder, self.num_steps = stage, stage.folder, stage.num_steps
+        self.stage, self.folder, self.num_steps, self.data = stage, stage.folder, stage.num_steps, data
+        self.compute, self.device = compute, compute.device
         self.trainers: dict[str, Trainer] = {}  # by name; checkpoints hold the EMA of the one named "model"
         self.step = self._saved_step = state["step"] if state else 0
-        self.previous_compute = state["compute"] if state else None
-        self.data_hash = state["identity"].get("data_hash") if state else None
         self._states = state["trainers"] if state else {}
-        self.final_checkpoint = stage.folder / f"diffusion-{stage.num_steps}.pt"
-        self.finished = self.step == self.num_steps and exists(self.final_checkpoint)
 
-    def prepare(self, data: ImageData, compute: Compute) -> None:
-        """Gives it the images, and the way to compute."""
-        self.data, self.compute, self.device = data, compute, compute.device
+    def teacher(self) -> Diffusion:
+        """The model that teaches: that of the stage's parent, for batches of the size of a micro-batch."""
+        settings = self.stage.settings
+        size = settings.batch_size // (settings.accumulation_steps * distributed.world_size())
+        return self.compute.for_inference(self.stage.parent.model(self.device), size)
 
     def add_trainer(self, name: str, model: Diffusion) -> Trainer:
         """Trains a model under a name, from its saved state if there is one. Raises InputError if that does not fit."""
@@ -156,9 +155,10 @@ class Run:
     def _save_state(self) -> None:
         if self._saved_step == self.step:
             return
-        header = {"identity": self.stage.identity() | {"data_hash": self.data.description.data_hash}}
-        header |= {"num_steps": self.num_steps, "step": self.step, "compute": self.compute.as_dict()}
-        write_state(self.folder, header, {name: trainer.state_dict() for name, trainer in self.trainers.items()})
+        state = {"identity": self.stage.identity() | {"data_hash": self.data.description.data_hash}}
+        state |= {"num_steps": self.num_steps, "step": self.step, "compute": self.compute.as_dict()}
+        state["trainers"] = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
+        write_state(self.folder, **state)
         self._saved_step, self._saved_at = self.step, time.monotonic()
 
     def _draw(self, guidance: float, class_names: list[str]) -> None:

@@ -3,13 +3,17 @@
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from utils.checkpoints.checkpoint import build_model
 from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.data.datasets import load_data
 from utils.data.images import ImageData
 from utils.system import cli, distributed
 from utils.system.errors import InputError
-from utils.system.files import locked, prepare_folder, remove_if_empty
+from utils.system.files import exists, locked, prepare_folder, remove_if_empty
 from utils.training.loggers import require_loggers
 from utils.training.run import Run
 from utils.training.stage import Stage, require_same_stages, stage_folders
@@ -17,7 +21,7 @@ from utils.training.state import ELSEWHERE, STATE_NAME, delete_run, read_state
 
 
 class Session(ExitStack):
-    """Context manager for a command that trains one or more stages, with the same data, in folders of one folder.
+    """Context manager for a command that trains one or more stages with the same data.
 
     The first unfinished run loads the data, locks the folder, and carries out --restart.
     """
@@ -30,7 +34,7 @@ class Session(ExitStack):
         _require_image_for_each_rank(stages[0])
         require_loggers(settings)
         self.device = choose_device(arguments.device)
-        self.is_distillation = stages[0].folder != folder
+        self.is_distillation = stages[0].kind != "teacher"
         if self.is_distillation and not self.restart:
             require_same_stages(folder, stages)
         passes = PASSES["distillation" if self.is_distillation else "training"]
@@ -38,22 +42,24 @@ class Session(ExitStack):
         self._data: ImageData | None = None
         self._compute = None  # of an earlier run: all students compute as the first one did
 
-    def open(self, stage: Stage) -> Run:
-        """The run of a stage, resumed if its folder contains one; unless `finished`, it is ready for its trainers."""
-        run = Run(stage, None if self.restart else read_state(stage))
-        self._compute = run.previous_compute or self._compute
-        if run.finished:
-            print(f"{run.folder}: finished, all {run.num_steps} steps")
-            return run
+    def open(self, stage: Stage) -> Run | None:
+        """The run of a stage, resumed if its folder contains one; None if it is finished."""
+        stage.identity()  # reads the parent now, since --restart may delete it
+        state = None if self.restart else read_state(stage)
+        self._compute = state["compute"] if state else self._compute
+        if state and state["step"] == stage.num_steps and exists(stage.final_checkpoint):
+            print(f"{stage.folder}: finished, all {stage.num_steps} steps")
+            return None
         data = self._data or load_data(self.config, self.device)
-        self._require_same_images(run, data)
+        self._require_same_images(stage, state, data)
+        build_model(self.config, torch.device("meta"), takes_guidance=stage.guidance is not None)  # raises if it cannot
         compute = Compute.choose(self.config, self.device, passes=self.passes, training=True, previous=self._compute)
-        run.prepare(data, compute)
         if self._data is None:
             self._begin()
-        prepare_folder(run.folder)
+        prepare_folder(stage.folder)
         self._data, self._compute = data, compute.as_dict()
-        print(f"{stage.title} on {compute}, from step {run.step}, {len(data)} images, writing to {run.folder}")
+        run = Run(stage, state, data, compute)
+        print(f"{stage.title} on {compute}, from step {run.step}, {len(data)} images, writing to {stage.folder}")
         return run
 
     def _begin(self) -> None:
@@ -65,15 +71,15 @@ class Session(ExitStack):
                 remove_if_empty(path)
             cli.restart_is_done()
 
-    def _require_same_images(self, run: Run, data: ImageData) -> None:
+    def _require_same_images(self, stage: Stage, state: dict[str, Any] | None, data: ImageData) -> None:
         """Raises InputError if the images or classes differ from those of the run, or of a student that now teaches.
 
         For another teacher, prints a note if its images or their saturation margin differ.
         """
-        data_hash, teacher = data.description.data_hash, run.stage.parent
-        if run.data_hash not in (None, data_hash):
+        data_hash, teacher = data.description.data_hash, stage.parent
+        if state and state["identity"].get("data_hash") != data_hash:
             raise InputError(
-                f"{run.folder / STATE_NAME}: the images or their classes have changed: a file or a folder was added "
+                f"{stage.folder / STATE_NAME}: the images or their classes have changed: a file or a folder was added "
                 f"or removed, or pixels changed; {ELSEWHERE}"
             )
         if teacher is None or not self.is_distillation:

@@ -18,6 +18,8 @@ from utils.system.errors import InputError
 from utils.system.files import exists, find_files
 from utils.system.seeds import seed_of
 
+ELSEWHERE = "another --output_dir starts another run, --restart deletes this one"
+KEEP = f"the same value resumes it, {ELSEWHERE}"
 CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
 
 
@@ -35,13 +37,18 @@ class Stage:
     num_steps: int  # of training
     learning_rate: Callable[[int], float]  # at each of these steps
     loss_weighting: str  # one of `WEIGHTINGS`
-    ignored: dict[str, Any]  # the sections and keys of the configuration that have no effect on its weights
+    ignored: dict[str, Any]  # what `identity` leaves out: it has no effect, or is replaced by values above
     parent: Checkpoint | None = None  # whose weights it starts from; it also teaches a conversion or a student
 
     @property
     def settings(self) -> Optimization:
         """Its section of the configuration."""
         return self.config.training if self.kind == "teacher" else self.config.distillation
+
+    @property
+    def final_checkpoint(self) -> Path:
+        """The checkpoint after its last training step."""
+        return self.folder / f"diffusion-{self.num_steps}.pt"
 
     @property
     def num_sampling_steps(self) -> int | None:
@@ -112,7 +119,7 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
         guidance=guidance,
         num_steps=settings.num_conversion_steps,
         learning_rate=_annealed(settings.conversion_learning_rate, settings.num_conversion_steps),
-        # As the teacher's own: where its loss had little weight, as v of an eps teacher near t = 1, it is not imitated.
+        # The teacher's: where its loss had little weight (v near t = 1, if it predicts eps), its output is mere noise.
         loss_weighting=config.training.loss_weighting,
         ignored={"sampling": True, "training": True, "distillation": own | {"loss_weighting"}},
     )
@@ -165,18 +172,17 @@ def stage_folders(folder: Path) -> list[Path]:
 
 def require_same_stages(folder: Path, stages: list[Stage]) -> None:
     """Raises InputError if the folder contains a distillation with other numbers of steps, or another conversion."""
-    elsewhere = "another --output_dir starts another one, --restart deletes it"
     students = [stage.sampling.steps for stage in stages if stage.kind == "student"]
     converts, converted = len(stages) > len(students), exists(folder / CONVERSION_NAME)
     if converted != converts and (converted or student_folders(folder)):
         there, here = ("a", "none") if converted else ("no", "one")
         raise InputError(
             f"{folder}: another distillation, with {there} conversion; distillation.guidance and .prediction now "
-            f"require {here}; {elsewhere}"
+            f"require {here}; {ELSEWHERE}"
         )
     for path, iteration, steps in student_folders(folder):
         if iteration <= len(students) and steps != students[iteration - 1]:
             raise InputError(
                 f"{path}: belongs to another distillation: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} "
-                f"there and is {students[0]} here; the same value resumes it, {elsewhere}"
+                f"there and is {students[0]} here; {KEEP}"
             )

@@ -17,7 +17,7 @@ from utils.config.schema import Count, NonNegativeInt, Section
 from utils.system.errors import InputError
 from utils.system.files import delete_files, exists, find_files, write_atomically
 from utils.training.loggers import EVENTS, LOG_NAME
-from utils.training.stage import Stage
+from utils.training.stage import ELSEWHERE, KEEP, Stage
 
 STATE_NAME, FORMAT_VERSION = "training_state.pt", 4
 # In the order of deletion: a state without its checkpoints would be resumed, so it goes first.
@@ -31,8 +31,6 @@ WITHOUT_EFFECT |= {
     for section in ("training", "distillation")
     for key in ("accumulation_steps", "save_and_sample_every_n", "checkpoint_every_minutes", "log_every_n", "loggers")
 }
-ELSEWHERE = "another --output_dir starts another run, --restart deletes this one"
-KEEP = f"the same value resumes it, {ELSEWHERE}"
 
 
 class Computed(Section):
@@ -43,16 +41,17 @@ class Computed(Section):
     processes: Count
 
 
-class Header(Section):
-    """The contents of a training state besides the trainers'."""
+class State(Section):
+    """The contents of a training state."""
 
     identity: dict[str, Any]
     num_steps: Count
     step: NonNegativeInt
     compute: Computed
+    trainers: dict[str, Any]  # their states, by name
 
     @model_validator(mode="after")
-    def _is_within_the_run(self) -> "Header":
+    def _is_within_the_run(self) -> "State":
         if self.step > self.num_steps:
             raise ValueError(f"step: {self.step} of {self.num_steps}")
         return self
@@ -68,20 +67,20 @@ def read_state(stage: Stage) -> dict[str, Any] | None:
                 "another --output_dir keeps it (train.py can start from its weights), --restart deletes it"
             )
         return None
-    state = read_torch_file(path, FORMAT_VERSION, Header.model_fields.keys() | {"trainers"}, "a training state")
+    state = read_torch_file(path, FORMAT_VERSION, State.model_fields.keys(), "a training state")
     try:
-        Header.model_validate({key: state[key] for key in Header.model_fields})
+        State.model_validate(state)
     except ValidationError as error:
-        raise damaged(path, ": ".join(explain(error, Header))) from error
+        raise damaged(path, ": ".join(explain(error, State))) from error
     _require_same_run(path, state["identity"], stage.identity())
     _require_num_steps(path, state, stage)
     return state
 
 
-def write_state(folder: Path, header: dict[str, Any], trainers: dict[str, dict]) -> None:
-    """Writes what resuming after a step needs; `header` is a `Header` as a dictionary."""
-    state = {"format_version": FORMAT_VERSION} | header | {"trainers": trainers}
-    write_atomically(folder / STATE_NAME, lambda file: torch.save(state, file))
+def write_state(folder: Path, **state: Any) -> None:
+    """Writes what resuming after a step needs: the fields of a `State`."""
+    content = {"format_version": FORMAT_VERSION} | state
+    write_atomically(folder / STATE_NAME, lambda file: torch.save(content, file))
 
 
 def damaged(path: Path, problem: str) -> InputError:
@@ -98,14 +97,13 @@ def delete_run(folder: Path) -> None:
 
 
 def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    there, here = (
-        {key: value for key, value in flatten(identity) if key not in WITHOUT_EFFECT} for identity in (before, now)
-    )
+    there, here = ({key: value for key, value in flatten(each) if key not in WITHOUT_EFFECT} for each in (before, now))
     if there.get("parent") != here.get("parent"):
-        raise InputError(
-            f"{path}: belongs to another run: it started from {before.get('parent_path', 'random weights')!s:.200}, "
-            f"whose contents differ from those of {now.get('parent_path', 'random weights')}; {ELSEWHERE}"
-        )
+        first, second = (str(each.get("parent_path", "random weights"))[:200] for each in (before, now))
+        what = f"it started from {first}, and this command from {second}"
+        if first == second:
+            what = f"{first} has changed since it started from there"
+        raise InputError(f"{path}: belongs to another run: {what}; {ELSEWHERE}")
     for difference in differences(there, here):
         raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
 
@@ -115,7 +113,8 @@ def _require_num_steps(path: Path, state: dict[str, Any], stage: Stage) -> None:
     there, taken, here, may_grow = state["num_steps"], state["step"], stage.num_steps, stage.kind == "teacher"
     if here == there or (may_grow and taken == there < here):
         return
-    advice = f"{there} finishes it, then it can get more; another --output_dir starts another run"
-    if not may_grow or taken == there:
-        advice = KEEP
+    advice = KEEP
+    if may_grow:
+        advice = "only more steps continue it" if taken == there else f"{there} finishes it, then it can get more"
+        advice = f"{advice}; another --output_dir starts another run"
     raise InputError(f"{path}: this run has {there} training steps ({taken} taken), and {here} are requested; {advice}")
