@@ -86,4 +86,7 @@ class Sampler:
     evaluations_per_step: int = 1  # of the (possibly guided) model
 
 
-SAMPLERS = {"ddim": Sampler(ddim, stochastic=False), "ancestral": Sampler(ancestral, stochastic=True)}
+SAMPLERS = {
+    "ddim": Sampler(ddim, stochastic=False),
+    "ancestral": Sampler(ancestral, stochastic=True),
+}

@@ -49,7 +49,7 @@ ROWS = [
 
 def test_a_table_a_figure_and_results_that_are_not_computed_again(lesson, monkeypatch, capsys):
     monkeypatch.chdir(lesson)
-    assert call(*COMMAND, *STUDENTS, "--sampling_steps", 2, 4) == 0
+    assert call(*COMMAND, *STUDENTS, "--sampling_steps", 2, 4, "--samplers", "ddim", "ancestral") == 0
     output = capsys.readouterr().out.splitlines()
     head = next(number for number, line in enumerate(output) if line.split()[:2] == ["ratio", "fid"])
     table = output[head + 1 : head + 8]
@@ -77,7 +77,7 @@ def test_a_table_a_figure_and_results_that_are_not_computed_again(lesson, monkey
 
     before = (folder / "results.json").stat().st_mtime_ns
     monkeypatch.setattr(classifier, "train_classifier", None)
-    assert call(*COMMAND, *STUDENTS, "--sampling_steps", 4, 2) == 0
+    assert call(*COMMAND, *STUDENTS, "--sampling_steps", 4, 2, "--samplers", "ddim", "ancestral") == 0
     assert "\n".join(table) in capsys.readouterr().out
     assert (folder / "results.json").stat().st_mtime_ns == before
 
@@ -90,7 +90,7 @@ def test_the_default_rows(lesson, monkeypatch, capsys):
     entries = json.loads(Path("default/results.json").read_text())["evaluations"]
     rows = [(entry["sampler"], entry["sampling_steps"]) for entry in entries[1:]]
     ddim = [("ddim", steps) for steps in (32, 16, 8, 4, 2, 1)]
-    assert rows == ddim + [("ancestral", steps) for _, steps in ddim[:-1]]
+    assert rows[:11] == ddim + [("ancestral", steps) for _, steps in ddim[:-1]]
     assert all(entry["variance"] == (0.0 if entry["sampler"] == "ancestral" else None) for entry in entries[1:])
 
 

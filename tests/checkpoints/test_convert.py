@@ -54,7 +54,7 @@ TEACHER = "teacher/diffusion-0.pt"
             "guidance 2: teacher/diffusion-0.pt",
         ),
         (["--checkpoint", "of_16.pt", "--to_diffusers", "x"], "16 steps, which do not divide the 1000 timesteps"),
-        (["--checkpoint", "ours.pt", "--to_diffusers", "x"], "has our own network, which diffusers does not have"),
+        (["--checkpoint", "ours.pt", "--to_diffusers", "x"], "has network.type: unet; diffusers has only unet2d"),
         (["--checkpoint", "none.pt", "--to_onnx", "x.onnx"], "none.pt: cannot be read"),
         (["--from_diffusers", "pipeline", "--output", TEACHER], "diffusion-0.pt: exists already"),
         (["--from_diffusers", "pipeline", "--output", "teacher/diffusion-1.pt"], "teacher.yaml: exists already"),

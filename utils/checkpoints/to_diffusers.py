@@ -54,8 +54,8 @@ def require_exportable(checkpoint: Checkpoint) -> int:
     network, steps = checkpoint.config.network, checkpoint.sampling.steps
     if network.type != "unet2d":
         raise InputError(
-            f"--to_diffusers: {checkpoint.path} has our own network, which diffusers does not have; "
-            "it has network.type: unet2d, and --to_onnx exports both"
+            f"--to_diffusers: {checkpoint.path} has network.type: {network.type}; diffusers has only unet2d, and "
+            "--to_onnx exports any"
         )
     timesteps = network.num_train_timesteps
     if checkpoint.kind == "student" and timesteps % steps:

@@ -40,8 +40,15 @@ from models.unet2d import NumTimesteps, UNet2DSettings
 
 # The networks and the data sets of torchvision that a configuration can name. (A class with the arguments `root`,
 # `train` and `download`, and the attributes `data`, `targets` and `classes`, needs a line here and nothing else.)
-NETWORKS: dict[str, type[NetworkSettings]] = {"unet": UNetSettings, "unet2d": UNet2DSettings}
-TORCHVISION = {"MNIST": datasets.MNIST, "FashionMNIST": datasets.FashionMNIST, "CIFAR10": datasets.CIFAR10}
+NETWORKS: dict[str, type[NetworkSettings]] = {
+    "unet": UNetSettings,
+    "unet2d": UNet2DSettings,
+}
+TORCHVISION = {
+    "MNIST": datasets.MNIST,
+    "FashionMNIST": datasets.FashionMNIST,
+    "CIFAR10": datasets.CIFAR10,
+}
 
 LARGEST_SCALE = 100  # of guidance
 

@@ -144,6 +144,8 @@ class Evaluation:
         samples = self._features(candidate, found)
         for metric in METRICS:
             found |= metric(self._real, samples)
+        if taken := key.keys() & found.keys():
+            raise ValueError(f"a metric has the name of a key of the entry: {', '.join(taken)}")
         self.results.add(key | found)
         return key | found
 

@@ -16,13 +16,13 @@ from utils.system.errors import InputError
 from utils.system.files import append_line, delete_files, exists, find_files, read_if_there, write_atomically
 
 LOG_NAME = "metrics.jsonl"
-EVENTS = "events.out.tfevents.*"
 
 
 class Logger:
     """A log of a run. It is given the run's folder, and the step that the run resumes from; all ranks call it."""
 
     package: str | None = None  # that it needs, to import and to install
+    files = ""  # the pattern of its files in the folder; --restart deletes them
 
     def __init__(self, folder: Path, step: int):
         self.folder, self.step = folder, step
@@ -58,11 +58,11 @@ class TensorBoard(Logger):
     metrics.jsonl and the samples, which contain each step once.
     """
 
-    package = "tensorboard"
+    package, files = "tensorboard", "events.out.tfevents.*"
 
     def __init__(self, folder: Path, step: int):
         super().__init__(folder, step)
-        delete_files(folder, EVENTS)
+        delete_files(folder, self.files)
         lines = read_log(folder)
         grids = {path.stem.removeprefix("sample-"): path for path in find_files(folder, "sample-*.png")}
         self._writer = None

@@ -16,12 +16,12 @@ from utils.config.reading import differences, explain, flatten
 from utils.config.schema import Count, NonNegativeInt, Section
 from utils.system.errors import InputError
 from utils.system.files import delete_files, exists, find_files, write_atomically
-from utils.training.loggers import EVENTS, LOG_NAME
+from utils.training.loggers import LOG_NAME, LOGGERS
 from utils.training.stage import ELSEWHERE, KEEP, Stage
 
 STATE_NAME, FORMAT_VERSION = "training_state.pt", 4
 # In the order of deletion: a state without its checkpoints would be resumed, so it goes first.
-RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, EVENTS, ".*.tmp")
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
 
 # Keys that do not change the weights: a run is resumed even if they differ. The path only appears in a message.
 WITHOUT_EFFECT = {"compile", "data_hash", "parent_path"}
@@ -93,7 +93,7 @@ def damaged(path: Path, problem: str) -> InputError:
 
 def delete_run(folder: Path) -> None:
     """Deletes the files of a run, and nothing else."""
-    delete_files(folder, *RUN_FILES)
+    delete_files(folder, *RUN_FILES, *(logger.files for logger in LOGGERS.values() if logger.files))
 
 
 def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
