@@ -1,5 +1,5 @@
 # make lesson    digits: train, distill from 1024 sampling steps to 1, compare; continues what is unfinished
-# make evaluate  measures them: FID and more against the number of steps, with a figure; six minutes on two cores
+# make evaluate  measures them: FID and more against the number of steps, with a figure; four minutes on two cores
 # make fashion   clothes, with guidance; twice as long; needs a network the first time
 # make test      lint, then all tests
 # make stress    tests that take half an hour: 70 kills, 10,000 mutated files

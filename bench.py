@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
     parser.add_count("--batch_size", "images a step (default: the config's, of training, distillation and sampling)")
-    parser.add_count("--rounds", "of all measurements in turn", 15)
+    parser.add_count("--rounds", "how often everything is measured; the median counts", 15)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_compute_arguments()
     return parser.parse_args()

@@ -29,7 +29,8 @@ def parse_arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     help = "a pipeline; this or --checkpoint is required"
     source.add_argument("--from_diffusers", type=Path, metavar="FOLDER", help=help)
-    source.add_argument("--checkpoint", metavar="CHECKPOINT", help="a diffusion-<step>.pt; or this is required")
+    help = "a diffusion-<step>.pt; this or --from_diffusers is required"
+    source.add_argument("--checkpoint", metavar="CHECKPOINT", help=help)
     target = parser.add_mutually_exclusive_group(required=True)
     help = "the .pt to write; required with --from_diffusers"
     target.add_argument("--output", type=Path, metavar="CHECKPOINT", help=help)

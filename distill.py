@@ -18,7 +18,7 @@ from models.guidance import guided, random_scales, relative_to_scale
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.config.reading import load_config
 from utils.system import cli
-from utils.system.errors import InputError
+from utils.system.errors import InputError, counted
 from utils.training.run import Run
 from utils.training.session import Session
 from utils.training.stage import distillation_stages
@@ -47,7 +47,7 @@ def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
         possible = (initial_sampling_steps & -initial_sampling_steps).bit_length()
         raise InputError(
             f"--initial_sampling_steps {initial_sampling_steps}: cannot be halved for {iterations} "
-            f"--distillation_iterations, at most for {possible}"
+            f"--distillation_iterations, at most for {possible}, since it is no multiple of {2 ** (iterations - 1)}"
         )
     return [initial_sampling_steps // 2**k for k in range(iterations)]
 
@@ -111,7 +111,7 @@ def main() -> None:
             teacher = load_checkpoint(stage.final_checkpoint)  # the student becomes the next teacher
             del run
             gc.collect()  # a compiled network refers to itself
-    print(f"the student of {teacher.sampling.steps} steps is {teacher.path}, its samples are beside it")
+    print(f"the student of {counted(teacher.sampling.steps, 'step')} is {teacher.path}, its samples are beside it")
 
 
 if __name__ == "__main__":

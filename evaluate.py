@@ -92,7 +92,7 @@ def load_both(config: Config, arguments: argparse.Namespace) -> tuple[ImageSet, 
     if len(test.images) < 2:
         raise InputError("data.test_root: one image is not enough to compare with; there should be at least two")
     if min(count, len(test.images)) < FEW_SAMPLES:
-        print(f"note: {min(count, len(test.images))} samples or test images: below some thousands, FID says little")
+        print(f"note: FID of only {min(count, len(test.images))} images says little; some thousands are needed")
     return training, test
 
 

@@ -23,7 +23,7 @@ from utils.checkpoints.sampling import draw_samples
 from utils.config.reading import load_config
 from utils.config.schema import SamplerSettings
 from utils.system import cli
-from utils.system.errors import InputError
+from utils.system.errors import InputError, counted
 from utils.system.files import prepare_folder
 from utils.system.grids import comparison, grid, save_png
 
@@ -79,6 +79,8 @@ def choose_panels(arguments: argparse.Namespace) -> list[Panel]:
             checkpoint.class_number(name)
         own = checkpoint.sampling
         update = {"steps": steps or own.steps, "sampler": arguments.sampler or own.sampler}
+        if checkpoint.kind == "student" and update["steps"] != own.steps:
+            print(f"note: {path} was distilled for {own.steps} steps; it was not trained at the times of other numbers")
         panels.append((checkpoint, own.model_copy(update=update)))
     sizes = sorted({checkpoint.config.data.image_size for checkpoint, _ in panels})
     if len(sizes) > 1:
@@ -114,7 +116,7 @@ def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
     parts = next(n for n in range(1, 99) if len({path.parts[-n:] for path in same}) == len(same))
     path = Path(*checkpoint.path.with_suffix("").parts[-max(parts, 2) :])
     text = f"{kind(checkpoint)} ({path})" if len(same) > 1 else kind(checkpoint)
-    text += f", {sampling.steps} step{'s' if sampling.steps > 1 else ''}"
+    text += f", {counted(sampling.steps, 'step')}"
     return text if guidance == 1 else f"{text}, guidance {guidance:g}"
 
 

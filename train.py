@@ -63,7 +63,7 @@ def main() -> None:
             train(run)
             print(f"the model is {stage.final_checkpoint}, its samples are beside it")
         else:
-            print(f"more --num_training_steps than {stage.num_steps} continue it")
+            print(f"more --num_training_steps than {stage.num_training_steps} continue it")
 
 
 if __name__ == "__main__":

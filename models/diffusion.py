@@ -1,4 +1,4 @@
-"""The mathematics of diffusion and of its distillation, as rotations.
+"""The mathematics of diffusion and of its distillation (the paper: Salimans & Ho 2022), as rotations.
 
 With the angle phi = atan(sigma / alpha) of the noise schedule, noising rotates the image towards the noise:
 
@@ -139,8 +139,8 @@ def conversion_loss(
 def step_angles(schedule: NoiseSchedule, i: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """The angles at which step i of `num_steps` (N) begins and ends: those of t = i/N and t = (i - 1)/N.
 
-    i counts down from N to 1, in float64 (a half is the middle of a step). The last step ends at the angle 0, not at
-    the schedule's smallest angle: a rotation by the whole remaining angle returns x itself.
+    i in {1, ..., N} is float64; samplers count it down. The last step, i = 1, ends at the angle 0, not at the
+    schedule's smallest angle: a rotation by the whole remaining angle returns x itself.
     """
     end = schedule.angle((i - 1) / num_steps)
     return schedule.angle(i / num_steps), torch.where(i == 1, torch.zeros_like(end), end)

@@ -21,7 +21,7 @@ def countdown(num_steps: int) -> Tensor:
     return torch.arange(num_steps, 0, -1, dtype=torch.float64)[:, None]
 
 
-def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: bool = True) -> Tensor:
+def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: bool = False) -> Tensor:
     """The deterministic sampler (paper, equation 8; Song et al. 2021): each step rotates z back by the angle it spans.
 
     Without clipping that is z' = cos(d) z - sin(d) v. A clipped x needs another v, for which
@@ -58,7 +58,7 @@ def ancestral(
     num_steps: int,
     *,
     label: Tensor | None = None,
-    clip: bool = True,
+    clip: bool = False,
     noise: Callable[[], Tensor],
     variance: float = 0.0,
 ) -> Tensor:

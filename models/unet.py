@@ -7,7 +7,7 @@ the last norm.
 A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
 v = cot(phi) z - x / sin(phi): wherever x is obvious, as in the background of a digit, v is a multiple of z plus a
 constant. Without the skip, the noise in z must pass through every norm and activation, and what gets lost there remains
-in the samples. (Karras et al. 2022, section 5, have such a skip in their network; Peebles & Xie 2023 such a norm.)
+in the samples. (Karras et al. 2022, section 5, have such a skip; Peebles & Xie 2023 condition their last norm, too.)
 """
 
 import math

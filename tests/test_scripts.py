@@ -81,7 +81,7 @@ def test_the_lesson_killed_and_continued_is_the_lesson_undisturbed(small_steps, 
     kill_once_there(students / "2_2/training_state.pt", "distill.py", *config, *flags, cwd=tmp_path)
     continued = run_script("distill.py", *config, *flags, cwd=tmp_path)
     assert continued.returncode == 0, continued.stderr
-    assert f"{Path('output/distilled/tiny/1_4')}: finished, all 100 steps" in continued.stdout
+    assert f"{Path('output/distilled/tiny/1_4')}: finished, all 100 training steps" in continued.stdout
     undisturbed = run_script("distill.py", *config, *flags, "--output_dir", "undisturbed", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
     for name in ("1_4/diffusion-100.pt", "2_2/diffusion-50.pt", "2_2/diffusion-100.pt", "2_2/training_state.pt"):
@@ -170,7 +170,7 @@ def test_finished_runs_say_so_and_go_on_when_asked_for_more(folder_lesson, tmp_p
     assert call("train.py", *config) == 0
     before = {path: path.stat().st_mtime_ns for path in Path("output/tiny").iterdir()}
     assert call("train.py", *config) == 0
-    assert "output/tiny: finished, all 6 steps" in capsys.readouterr().out
+    assert "output/tiny: finished, all 6 training steps" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in Path("output/tiny").iterdir()} == before
     assert call("train.py", *config, "--num_training_steps", 9) == 0
     assert "from step 6" in capsys.readouterr().out
@@ -183,7 +183,8 @@ def test_finished_runs_say_so_and_go_on_when_asked_for_more(folder_lesson, tmp_p
     monkeypatch.setattr("utils.checkpoints.compute.gains_by_bfloat16", lambda _: True)  # at another hour
     assert call("distill.py", *flags, "--distillation_iterations", 3) == 0
     said = capsys.readouterr().out
-    assert "1_4: finished, all 4 steps" in said and all(f"to {n} steps on cpu in fp32" in said for n in (4, 2, 1))
+    titles = ("to 4 sampling steps", "to 2 sampling steps", "to 1 sampling step")
+    assert "1_4: finished, all 4 training steps" in said and all(f"{title} on cpu in fp32" in said for title in titles)
     monkeypatch.setattr("utils.checkpoints.compute.gains_by_bfloat16", lambda _: False)
     assert sorted(os.listdir("output/distilled/tiny")) == [".lock", "1_4", "2_2", "3_1"]
     again = contents(Path("output/distilled/tiny/3_1/diffusion-4.pt"))
@@ -258,7 +259,7 @@ def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypa
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "0_conversion", "1_4"]
     converted, student = folder / "0_conversion/diffusion-4.pt", folder / "1_4/diffusion-4.pt"
     said = capsys.readouterr().out
-    assert "converting to v and guidance 1 to 3 on cpu" in said and "distilling to 4 steps on cpu" in said
+    assert "converting to v and guidance 1 to 3 on cpu" in said and "distilling to 4 sampling steps on cpu" in said
     torch.rand(1)  # the layers that the teacher does not have are drawn from the seed alone
     assert call(*distill, "--distillation_iterations", 1, "--output_dir", "again") == 0
     assert_same(contents(converted), contents(Path("again/0_conversion/diffusion-4.pt")))

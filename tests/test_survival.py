@@ -163,7 +163,7 @@ def test_hostile_states(lesson, monkeypatch):
         with_model(optimizer={}),
         {"step": -1},
         {"step": 3},
-        {"num_steps": 2**62},
+        {"num_training_steps": 2**62},
         {"identity": laughs(40)},
         {"compute": {"precision": "fp32", "compile": "yes", "processes": 1}},
         with_model(network=model["network"] | {"extra": torch.zeros(1)}),

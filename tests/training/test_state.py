@@ -16,7 +16,7 @@ def test_only_a_finished_run_may_grow(tmp_path):
     with pytest.raises(InputError, match=r"10 training steps \(10 taken\), and 5 are requested; only more steps"):
         read_state(make_stage(tmp_path, num_steps=5))
     state = torch.load(tmp_path / "training_state.pt", weights_only=True)
-    torch.save(state | {"num_steps": 30}, tmp_path / "training_state.pt")
+    torch.save(state | {"num_training_steps": 30}, tmp_path / "training_state.pt")
     with pytest.raises(InputError, match="30 finishes it, then it can get more"):
         read_state(make_stage(tmp_path, num_steps=40))
 
@@ -75,7 +75,8 @@ CONFIG = {
 def test_what_changes_the_weights_is_compared_and_nothing_else(tmp_path, changes, refused):
     before, now = (teacher_stage(Config.model_validate(CONFIG | each), tmp_path, None) for each in ({}, changes))
     compute = {"precision": "fp32", "compile": False, "processes": 1}
-    state = {"identity": before.identity(), "num_steps": before.num_steps, "step": 10, "compute": compute}
+    state = {"identity": before.identity(), "num_training_steps": before.num_training_steps, "step": 10}
+    state["compute"] = compute
     write_state(tmp_path, **state, trainers={})
     if refused:
         with pytest.raises(InputError, match=f"another run: {refused}; the same value resumes it, another"):

@@ -85,18 +85,18 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, examples: range, shuffle: int = 0) -> tuple[Tensor, Tensor | None]:
+    def batch(self, examples: range, order: int = 0) -> tuple[Tensor, Tensor | None]:
         """The training examples with these numbers, which count through all epochs; a function of the numbers alone.
 
-        Each `shuffle` is a different sequence of orders, so that students of few steps do not all see the same images.
+        Another `order` shuffles them differently, so that students of few steps do not all see the same images.
         Returns images [B, C, H, W] in [-1, 1], except for the margin, and classes [B] or None.
         """
         pieces, start = [], examples.start
         while start < examples.stop:
             epoch, begin = divmod(start, len(self))
             end = min(begin + examples.stop - start, len(self))
-            order, flips = _shuffled(len(self), self.seed, shuffle, epoch)
-            pieces.append((order[begin:end], flips[begin:end]))
+            indices, flips = _shuffled(len(self), self.seed, order, epoch)
+            pieces.append((indices[begin:end], flips[begin:end]))
             start += end - begin
         indices, flip = (torch.cat(part) for part in zip(*pieces, strict=True))
         indices = self._move(indices, self.images.device)
@@ -118,7 +118,7 @@ class ImageData:
 
 
 @lru_cache(maxsize=2)
-def _shuffled(length: int, seed: int, shuffle: int, epoch: int) -> tuple[Tensor, Tensor]:
+def _shuffled(length: int, seed: int, order: int, epoch: int) -> tuple[Tensor, Tensor]:
     """The order of the images in an epoch, and for each position whether a random flip mirrors its image."""
-    generator = torch.Generator().manual_seed(seed_of("epoch", seed, shuffle, index=epoch))
+    generator = torch.Generator().manual_seed(seed_of("epoch", seed, order, index=epoch))
     return torch.randperm(length, generator=generator), torch.rand(length, generator=generator) < 0.5

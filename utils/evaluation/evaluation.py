@@ -21,7 +21,7 @@ from utils.config.schema import Config, SamplerSettings
 from utils.data.images import content_hash
 from utils.evaluation.metrics import METRICS, Extractor, Features
 from utils.system.distributed import all_gather, distributed_map, tasks_per_rank
-from utils.system.errors import InputError
+from utils.system.errors import InputError, counted
 from utils.system.files import read_if_there, write_atomically
 from utils.system.seeds import seed_of
 
@@ -91,8 +91,7 @@ class Candidate:
     def __str__(self) -> str:
         if self.path is None:
             return self.name
-        steps = self.sampling.steps
-        text = f"{self.name}, {self.sampling.sampler}, {steps} step{'s' if steps > 1 else ''}"
+        text = f"{self.name}, {self.sampling.sampler}, {counted(self.sampling.steps, 'step')}"
         return text if self.guidance == 1 else f"{text}, guidance {self.guidance:g}"
 
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from utils.evaluation.evaluation import Candidate
+from utils.system.errors import counted
 from utils.system.files import write_atomically
 
 Row = tuple[Candidate, dict[str, Any]]
@@ -63,8 +64,7 @@ def draw_trade_off(rows: list[Row], title: str, path: Path) -> None:
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for candidate, found in rows:
         if candidate.path and candidate.sampling.sampler == "ddim" and found["right"] is not None:
-            steps = candidate.sampling.steps
-            curve = f"{candidate.name}, {steps} step{'s' if steps > 1 else ''}"
+            curve = f"{candidate.name}, {counted(candidate.sampling.steps, 'step')}"
             curves.setdefault(curve, []).append((candidate.guidance, 100 * found["right"], found["fid"]))
     figure, axes = _plot(f"{title}\nnumbers: the guidance scale", "samples of the requested class, %")
     several = {name: sorted(points) for name, points in curves.items() if len(points) > 1}

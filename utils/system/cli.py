@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_compute_arguments(self) -> None:
         """Adds --precision, --compile and --device, which utils/checkpoints/compute.py reads."""
-        help = "of the convolutions and the attention; auto: bf16 where it is faster"
+        help = "precision of convolutions and attention; auto: bf16 where it is faster"
         self.add_override("--precision", "precision", help, type=str, choices=["auto", "fp32", "bf16"], metavar=None)
         help = "compile the network; auto: if the run is long enough to gain from it"
         options = {"type": lambda text: {"true": True, "false": False}.get(text, text), "metavar": "{auto,true,false}"}

@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, stage: Stage, state: dict[str, Any] | None, data: ImageData, compute: Compute):
         """Resumes from a state of `read_state`, if there is one."""
-        self.stage, self.folder, self.num_steps, self.data = stage, stage.folder, stage.num_steps, data
+        self.stage, self.folder, self.data = stage, stage.folder, data
         self.compute, self.device = compute, compute.device
         self.trainers: dict[str, Trainer] = {}  # by name; checkpoints hold the EMA of the one named "model"
         self.step = self._saved_step = state["step"] if state else 0
@@ -65,7 +65,7 @@ class Run:
         """
         first = self.step * self.stage.settings.batch_size
         examples = range(first + part.start, first + part.stop)
-        x, label = self.data.batch(examples, shuffle=self.stage.num_sampling_steps or 0)
+        x, label = self.data.batch(examples, order=self.stage.num_sampling_steps or 0)
         return x, label, normal_noise([self.stage.seed_of("noise", example) for example in examples], x)
 
     def steps(self) -> Iterator[int]:
@@ -75,7 +75,7 @@ class Run:
         """
         settings, names = self.stage.settings, self.stage.settings.loggers
         with (
-            tqdm(total=self.num_steps, initial=self.step, desc=self.stage.title, unit="step") as bar,
+            tqdm(total=self.stage.num_training_steps, initial=self.step, desc=self.stage.title, unit="step") as bar,
             SignalWatch(patient=distributed.world_size() > 1) as self._watch,
             ExitStack() as opened,
         ):
@@ -90,7 +90,7 @@ class Run:
                 if self.step > 0 and self._is_due(settings.save_and_sample_every_n):
                     self._save_checkpoint()
                     self._stop_at_signal()
-                if self.step == self.num_steps:
+                if self.step == self.stage.num_training_steps:
                     return
                 torch.manual_seed(self.stage.seed_of("step", self.step))
                 yield self.step
@@ -101,7 +101,7 @@ class Run:
                 self._stop_at_signal(save_after_minutes=settings.checkpoint_every_minutes)
 
     def _is_due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.num_steps
+        return self.step % every == 0 or self.step == self.stage.num_training_steps
 
     def _stop_at_signal(self, save_after_minutes: float | None = None) -> None:
         """Stops after saving if any rank has received a signal; with `save_after_minutes`, saves if it is time."""
@@ -156,7 +156,8 @@ class Run:
         if self._saved_step == self.step:
             return
         state = {"identity": self.stage.identity() | {"data_hash": self.data.description.data_hash}}
-        state |= {"num_steps": self.num_steps, "step": self.step, "compute": self.compute.as_dict()}
+        state |= {"num_training_steps": self.stage.num_training_steps, "step": self.step}
+        state["compute"] = self.compute.as_dict()
         state["trainers"] = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
         write_state(self.folder, **state)
         self._saved_step, self._saved_at = self.step, time.monotonic()

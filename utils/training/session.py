@@ -38,7 +38,7 @@ class Session(ExitStack):
         if self.is_distillation and not self.restart:
             require_same_stages(folder, stages)
         passes = PASSES["distillation" if self.is_distillation else "training"]
-        self.passes = passes * settings.batch_size * sum(stage.num_steps for stage in stages)
+        self.passes = passes * settings.batch_size * sum(stage.num_training_steps for stage in stages)
         self._data: ImageData | None = None
         self._compute = None  # of an earlier run: all students compute as the first one did
 
@@ -47,8 +47,8 @@ class Session(ExitStack):
         stage.identity()  # reads the parent now, since --restart may delete it
         state = None if self.restart else read_state(stage)
         self._compute = state["compute"] if state else self._compute
-        if state and state["step"] == stage.num_steps and exists(stage.final_checkpoint):
-            print(f"{stage.folder}: finished, all {stage.num_steps} steps")
+        if state and state["step"] == stage.num_training_steps and exists(stage.final_checkpoint):
+            print(f"{stage.folder}: finished, all {stage.num_training_steps} training steps")
             return None
         data = self._data or load_data(self.config, self.device)
         self._require_same_images(stage, state, data)

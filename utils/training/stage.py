@@ -14,7 +14,7 @@ import torch
 from models.diffusion import Diffusion, Prediction
 from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Checkpoint, Metadata, TrainedOn, build_model
 from utils.config.schema import Config, Optimization, SamplerSettings
-from utils.system.errors import InputError
+from utils.system.errors import InputError, counted
 from utils.system.files import exists, find_files
 from utils.system.seeds import seed_of
 
@@ -34,7 +34,7 @@ class Stage:
     sampling: SamplerSettings
     prediction: Prediction
     guidance: list[float] | None
-    num_steps: int  # of training
+    num_training_steps: int  # of training
     learning_rate: Callable[[int], float]  # at each of these steps
     loss_weighting: str  # one of `WEIGHTINGS`
     ignored: dict[str, Any]  # what `identity` leaves out: it has no effect, or is replaced by values above
@@ -48,7 +48,7 @@ class Stage:
     @property
     def final_checkpoint(self) -> Path:
         """The checkpoint after its last training step."""
-        return self.folder / f"diffusion-{self.num_steps}.pt"
+        return self.folder / f"diffusion-{self.num_training_steps}.pt"
 
     @property
     def num_sampling_steps(self) -> int | None:
@@ -95,7 +95,7 @@ def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> S
         sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
         prediction=config.diffusion.prediction,
         guidance=None,
-        num_steps=config.training.num_training_steps,
+        num_training_steps=config.training.num_training_steps,
         learning_rate=config.training.learning_rate_at,
         loss_weighting=config.training.loss_weighting,
         ignored={"distillation": True, "sampling": True, "training": unused},
@@ -117,7 +117,7 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
         sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
         prediction=prediction,
         guidance=guidance,
-        num_steps=settings.num_conversion_steps,
+        num_training_steps=settings.num_conversion_steps,
         learning_rate=_annealed(settings.conversion_learning_rate, settings.num_conversion_steps),
         # The teacher's: where its loss had little weight (v near t = 1, if it predicts eps), its output is mere noise.
         loss_weighting=config.training.loss_weighting,
@@ -126,24 +126,24 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
     _require_teachable(conversion, teacher)
     stages = [] if (prediction, guidance) == (teacher.prediction, teacher.guidance) else [conversion]
     for iteration, n in enumerate(students, start=1):
-        num_steps, rate = settings.of_student(n)
+        num_training_steps, rate = settings.of_student(n)
         stage = replace(
             conversion,
             folder=folder / f"{iteration}_{n}",
-            title=f"distilling to {n} steps",
+            title=f"distilling to {counted(n, 'sampling step')}",
             kind="student",
             sampling=SamplerSettings(steps=n),
-            num_steps=num_steps,
-            learning_rate=_annealed(rate, num_steps),
+            num_training_steps=num_training_steps,
+            learning_rate=_annealed(rate, num_training_steps),
             loss_weighting=settings.loss_weighting,
         )
         stages.append(stage)
     return stages
 
 
-def _annealed(learning_rate: float, num_steps: int) -> Callable[[int], float]:
+def _annealed(learning_rate: float, num_training_steps: int) -> Callable[[int], float]:
     """A learning rate that falls linearly to 0 (paper, section 3)."""
-    return lambda step: learning_rate * (1 - step / num_steps)
+    return lambda step: learning_rate * (1 - step / num_training_steps)
 
 
 def _require_teachable(conversion: Stage, teacher: Checkpoint) -> None:

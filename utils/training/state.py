@@ -45,15 +45,15 @@ class State(Section):
     """The contents of a training state."""
 
     identity: dict[str, Any]
-    num_steps: Count
+    num_training_steps: Count
     step: NonNegativeInt
     compute: Computed
     trainers: dict[str, Any]  # their states, by name
 
     @model_validator(mode="after")
     def _is_within_the_run(self) -> "State":
-        if self.step > self.num_steps:
-            raise ValueError(f"step: {self.step} of {self.num_steps}")
+        if self.step > self.num_training_steps:
+            raise ValueError(f"step: {self.step} of {self.num_training_steps}")
         return self
 
 
@@ -110,7 +110,8 @@ def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -
 
 def _require_num_steps(path: Path, state: dict[str, Any], stage: Stage) -> None:
     """Raises InputError for another number of steps, except for more steps of a finished teacher."""
-    there, taken, here, may_grow = state["num_steps"], state["step"], stage.num_steps, stage.kind == "teacher"
+    there, taken, here = state["num_training_steps"], state["step"], stage.num_training_steps
+    may_grow = stage.kind == "teacher"
     if here == there or (may_grow and taken == there < here):
         return
     advice = KEEP
