@@ -30,7 +30,7 @@ def test_the_average_is_warmed_up(tmp_path):
 def test_a_rank_draws_what_it_computes_with_and_nothing_else(tmp_path, monkeypatch):
     """The second of two, in two micro-batches: its half of the examples, which are numbered through the run."""
     run, seen = make_run(tmp_path, batch_size=8, accumulation_steps=2), []
-    run.data.batch = lambda examples, shuffle: seen.append(examples) or (torch.zeros(len(examples), 1, 2, 2), None)
+    run.data.batch = lambda examples, order: seen.append(examples) or (torch.zeros(len(examples), 1, 2, 2), None)
     _, _, whole = run.batch(slice(0, 16))
     monkeypatch.setattr("utils.system.distributed.world_size", lambda: 2)
     monkeypatch.setattr("utils.system.distributed.rank", lambda: 1)
