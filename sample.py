@@ -80,7 +80,8 @@ def choose_panels(arguments: argparse.Namespace) -> list[Panel]:
         own = checkpoint.sampling
         update = {"steps": steps or own.steps, "sampler": arguments.sampler or own.sampler}
         if checkpoint.kind == "student" and update["steps"] != own.steps:
-            print(f"note: {path} was distilled for {own.steps} steps; it was not trained at the times of other numbers")
+            times = f"in {update['steps']} steps it is sampled at times that it was not trained at"
+            print(f"note: {path} was distilled for {counted(own.steps, 'step')}; {times}")
         panels.append((checkpoint, own.model_copy(update=update)))
     sizes = sorted({checkpoint.config.data.image_size for checkpoint, _ in panels})
     if len(sizes) > 1:

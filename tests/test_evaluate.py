@@ -92,8 +92,13 @@ def test_the_default_rows(lesson, monkeypatch, capsys):
     ddim = [("ddim", steps) for steps in (32, 16, 8, 4, 2, 1)]
     assert rows[:11] == ddim + [("ancestral", steps) for _, steps in ddim[:-1]]
     assert all(entry["variance"] == (0.0 if entry["sampler"] == "ancestral" else None) for entry in entries[1:])
+
+
+def test_the_variance_is_that_of_the_configuration(lesson, monkeypatch):
+    """Not that of the one that the teacher was trained with; and a sampler that is named twice is one row."""
+    monkeypatch.chdir(lesson)
     text = Path("tiny.yaml").read_text().replace("sampling: {", "sampling: {variance: large, ")
-    Path("large.yaml").write_text(text)  # not the variance that the teacher was trained with
+    Path("large.yaml").write_text(text)
     flags = ["--samplers", "ancestral", "ancestral", "--sampling_steps", 2, "--output_dir", "large", "--num_samples", 2]
     assert call(COMMAND[0], "--config_path", "large.yaml", *COMMAND[3:], *flags) == 0
     entries = json.loads(Path("large/results.json").read_text())["evaluations"]

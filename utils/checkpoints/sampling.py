@@ -13,6 +13,7 @@ from models.guidance import evaluations_per_step, guided
 from models.samplers import SAMPLERS
 from utils.config.schema import Config, SamplerSettings
 from utils.system.distributed import distributed_map, tasks_per_rank
+from utils.system.errors import counted
 from utils.system.seeds import SampleNoise
 
 
@@ -49,12 +50,12 @@ def draw_batch(
     sampler, data = SAMPLERS[sampling.sampler], config.data
     classes = classes or range(config.network.num_classes)
 
-    def counted(*inputs: Tensor | None) -> Tensor:
+    def network(*inputs: Tensor | None) -> Tensor:
         tick()
         return model.network(*inputs)
 
     scale = torch.full((len(indices),), guidance, dtype=torch.float64)
-    sampled = guided(replace(model, network=counted), scale if model.takes_guidance or guidance != 1 else None)
+    sampled = guided(replace(model, network=network), scale if model.takes_guidance or guidance != 1 else None)
     noise = SampleNoise(seed, indices, (data.num_channels, data.image_size, data.image_size), device)
     label = torch.tensor([classes[i % len(classes)] for i in indices], device=device) if classes else None
     options = {"label": label, "clip": sampling.clip}
@@ -88,7 +89,7 @@ def draw_samples(
     batch_size = batch_size or config.sampling.batch_size
     evaluations = network_evaluations(sampling, guidance, takes_guidance=model.takes_guidance)
     total = tasks_per_rank(batches_of(count, batch_size)) * evaluations
-    with tqdm(total=total, desc=f"sampling {sampling.steps} steps", leave=False) as bar:
+    with tqdm(total=total, desc=f"sampling {counted(sampling.steps, 'step')}", leave=False) as bar:
 
         def tick() -> None:
             bar.update()

@@ -36,6 +36,7 @@ class Run:
         """Resumes from a state of `read_state`, if there is one."""
         self.stage, self.folder, self.data = stage, stage.folder, data
         self.compute, self.device = compute, compute.device
+        self._identity = stage.identity()  # hashes the parent's file now: --restart may delete it
         self.trainers: dict[str, Trainer] = {}  # by name; checkpoints hold the EMA of the one named "model"
         self.step = self._saved_step = state["step"] if state else 0
         self._states = state["trainers"] if state else {}
@@ -155,7 +156,7 @@ class Run:
     def _save_state(self) -> None:
         if self._saved_step == self.step:
             return
-        state = {"identity": self.stage.identity() | {"data_hash": self.data.description.data_hash}}
+        state = {"identity": self._identity | {"data_hash": self.data.description.data_hash}}
         state |= {"num_training_steps": self.stage.num_training_steps, "step": self.step}
         state["compute"] = self.compute.as_dict()
         state["trainers"] = {name: trainer.state_dict() for name, trainer in self.trainers.items()}

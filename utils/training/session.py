@@ -44,7 +44,6 @@ class Session(ExitStack):
 
     def open(self, stage: Stage) -> Run | None:
         """The run of a stage, resumed if its folder contains one; None if it is finished."""
-        stage.identity()  # reads the parent now, since --restart may delete it
         state = None if self.restart else read_state(stage)
         self._compute = state["compute"] if state else self._compute
         if state and state["step"] == stage.num_training_steps and exists(stage.final_checkpoint):
@@ -52,13 +51,13 @@ class Session(ExitStack):
             return None
         data = self._data or load_data(self.config, self.device)
         self._require_same_images(stage, state, data)
-        build_model(self.config, torch.device("meta"), takes_guidance=stage.guidance is not None)  # raises if it cannot
+        build_model(self.config, torch.device("meta"), takes_guidance=stage.guidance is not None)  # or refuses
         compute = Compute.choose(self.config, self.device, passes=self.passes, training=True, previous=self._compute)
+        run = Run(stage, state, data, compute)
         if self._data is None:
             self._begin()
         prepare_folder(stage.folder)
         self._data, self._compute = data, compute.as_dict()
-        run = Run(stage, state, data, compute)
         print(f"{stage.title} on {compute}, from step {run.step}, {len(data)} images, writing to {stage.folder}")
         return run
 

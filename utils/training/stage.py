@@ -34,7 +34,7 @@ class Stage:
     sampling: SamplerSettings
     prediction: Prediction
     guidance: list[float] | None
-    num_training_steps: int  # of training
+    num_training_steps: int
     learning_rate: Callable[[int], float]  # at each of these steps
     loss_weighting: str  # one of `WEIGHTINGS`
     ignored: dict[str, Any]  # what `identity` leaves out: it has no effect, or is replaced by values above

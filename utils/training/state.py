@@ -102,7 +102,7 @@ def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -
         first, second = (str(each.get("parent_path", "random weights"))[:200] for each in (before, now))
         what = f"it started from {first}, and this command from {second}"
         if first == second:
-            what = f"{first} has changed since it started from there"
+            what = f"{first} has changed since the run started from it"
         raise InputError(f"{path}: belongs to another run: {what}; {ELSEWHERE}")
     for difference in differences(there, here):
         raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
