@@ -7,11 +7,14 @@ from conftest import save_model
 
 from models.blocks import Dropout
 from models.diffusion import Diffusion
+from models.samplers import SAMPLERS
 from utils.checkpoints.checkpoint import FORMAT_VERSION, TrainedOn, build_model, load_checkpoint
 from utils.config.schema import Config, SamplerSettings
 from utils.system.errors import InputError
 
 CPU = torch.device("cpu")
+NAMES = [repr(name) for name in SAMPLERS]
+ANY_SAMPLER = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
 CONFIG = Config.model_validate(
     {
         "data": {"name": "MNIST", "image_size": 8, "num_channels": 1},
@@ -94,7 +97,7 @@ def test_other_classes_are_named(path):
         ({"step": "7"}, "its metadata are not valid: step: should be a valid integer, not '7'"),
         ({"sampling": {"steps": 0}}, "its metadata are not valid: sampling.steps: should be greater than 0, not 0"),
         ({"sampling": {"steps": 2.0}}, "its metadata are not valid: sampling.steps: should be a valid integer"),
-        ({"sampling": {"steps": 2, "sampler": "x"}}, "sampling.sampler: should be 'ddim'"),
+        ({"sampling": {"steps": 2, "sampler": "x"}}, f"sampling.sampler: should be {ANY_SAMPLER}, not 'x'"),
         ({"kind": "teachr"}, "kind: should be 'teacher', 'converted' or 'student', not 'teachr'"),
         ({"config": {"data": {"name": "MNIST"}}}, "are not valid: config.data.image_size: missing"),
         ({"weights": [1]}, "its weights do not fit its own configuration: no weights"),

@@ -121,7 +121,7 @@ network:
             MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 1, x: 5}}",
             "x.yaml: distillation.num_training_steps_per_iteration.x: ",
         ),
-        (MINIMAL + "network: {type: vit}", "x.yaml: network.type: should be unet"),
+        (MINIMAL + "network: {type: vit}", f"x.yaml: network.type: should be {' or '.join(NETWORKS)}, not 'vit'"),
         (MINIMAL + "network: [1]", "x.yaml: network: should be keys and their values, not [1]"),
         (MINIMAL + "network: {feature: 8}", "x.yaml: network.feature: unknown key, did you mean features?"),
         (MINIMAL + "network: {type: unet2d, features: 8}", "x.yaml: network.features: unknown key"),
