@@ -1,12 +1,13 @@
-# make lesson    digits: train, distill from 1024 sampling steps to 1, compare; continues what is unfinished
-# make evaluate  measures them: FID and more against the number of steps, with a figure; four minutes on two cores
-# make fashion   clothes, with guidance; twice as long; needs a network the first time
-# make test      lint, then all tests
-# make stress    tests that take half an hour: 70 kills, 10,000 mutated files
-# make notebook  runs docs/lesson.ipynb, after the lesson: the mathematics, one equation at a time
-# make page      digits in a browser, drawn by teacher and student, as a folder for any web server; needs npm
-# make serve     the page, on this machine
-# make lint      style and format (ruff), and the direction of imports (import-linter)
+# make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
+# make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
+# make fashion     clothes, with guidance; four times as long as the lesson; downloads 30 MB the first time
+# make notebook    runs both notebooks of docs/, after the lesson
+# make pretrained  replaces the models of pretrained/ and of the page by those of the lesson
+# make page        the page that samples digits in a browser, as a folder for any web server; needs npm
+# make serve       the page, on this machine
+# make test        lint, then all tests
+# make stress      tests that take half an hour: 70 kills, 10,000 mutated files
+# make lint        style and format (ruff), and the direction of imports (import-linter)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,7 +31,7 @@ FASHION_STUDENTS := output/distilled/$(FASHION)
 FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
 FASHION_PICTURE := output/fashion-4-2-steps.png
 
-.PHONY: lesson evaluate fashion notebook page serve models-of-page test stress lint
+.PHONY: lesson evaluate fashion notebook pretrained page serve test stress lint
 
 lesson: $(PICTURE) $(PICTURE_AT_8)
 	@echo "The lesson is done. Its images, each with the same noise in all panels:"
@@ -46,16 +47,24 @@ fashion: $(FASHION_PICTURE)
 	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"
 
 notebook: $(LAST_STUDENT) .venv/notebook-installed
-	$(BIN)/jupyter execute --inplace docs/lesson.ipynb
+	$(BIN)/jupyter execute --inplace docs/1_method.ipynb docs/2_digits.ipynb
+
+pretrained: $(LAST_STUDENT) .venv/tests-installed
+	rm -f pretrained/mnist-*.safetensors
+	$(BIN)/python convert.py --half --checkpoint $(TEACHER) --to_safetensors pretrained/mnist-teacher.safetensors
+	$(BIN)/python convert.py --half --checkpoint $(STUDENTS)/8_4/diffusion-260.pt \
+		--to_safetensors pretrained/mnist-student-4.safetensors
+	$(BIN)/python convert.py --half --checkpoint $(STUDENTS)/9_2/diffusion-220.pt \
+		--to_safetensors pretrained/mnist-student-2.safetensors
+	$(BIN)/python convert.py --half --checkpoint $(LAST_STUDENT) --to_safetensors pretrained/mnist-student-1.safetensors
+	$(BIN)/python -m web.make_models pretrained/mnist-teacher.safetensors \
+		$(foreach n,4 2 1,pretrained/mnist-student-$(n).safetensors)
 
 page: $(PAGE)/index.html
 
 serve: page
 	@echo "http://localhost:$(PORT)/ (Ctrl-C ends it)"
 	@$(PYTHON) -m http.server --directory $(PAGE) --bind localhost $(PORT)
-
-models-of-page: $(LAST_STUDENT) .venv/tests-installed
-	$(BIN)/python -m web.make_models $(TEACHER) $(STUDENTS)/7_8 $(STUDENTS)/8_4 $(STUDENTS)/9_2 $(STUDENTS)/10_1
 
 test: lint
 	$(BIN)/python -m pytest -n 2

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from utils.checkpoints.checkpoint import SAFETENSORS, Checkpoint, load_checkpoint, save_checkpoint, save_safetensors
 from utils.checkpoints.from_diffusers import read_pipeline, teacher_yaml
-from utils.checkpoints.tensor_files import require_safetensors
 from utils.checkpoints.to_diffusers import require_exportable, write_pipeline
 from utils.checkpoints.to_onnx import write_onnx
 from utils.system import cli
@@ -38,6 +37,8 @@ def parse_arguments() -> argparse.Namespace:
     target.add_argument("--to_diffusers", type=Path, metavar="FOLDER", help=f"for DDIMPipeline.from_pretrained; {only}")
     target.add_argument("--to_onnx", type=Path, metavar="ONNX", help=f"v(z, logsnr, label, guidance) as .onnx; {only}")
     target.add_argument("--to_safetensors", type=Path, metavar="FILE", help=f"the checkpoint as .safetensors; {only}")
+    help = "of --to_safetensors: store the weights in half precision, in half the bytes"
+    parser.add_argument("--half", action="store_true", help=help)
     help = "the last class of the pipeline is the unconditional one, which guidance needs (default: it is not)"
     parser.add_argument("--last_class_is_none", action="store_true", help=help)
     help = "of --to_diffusers: the guidance scale to build in, if a student takes one (default: its config's)"
@@ -47,6 +48,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--output goes with --from_diffusers, and the others with --checkpoint")
     if arguments.last_class_is_none and not arguments.from_diffusers:
         parser.error("--last_class_is_none goes with --from_diffusers")
+    if arguments.half and not arguments.to_safetensors:
+        parser.error("--half goes with --to_safetensors")
     if arguments.guidance is not None and not arguments.to_diffusers:
         parser.error("--guidance goes with --to_diffusers")
     return arguments
@@ -94,9 +97,8 @@ def export(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Path:
     elif path := arguments.to_onnx:
         suffix, write = ".onnx", lambda: write_onnx(checkpoint, path)
     else:
-        require_safetensors()
         path = arguments.to_safetensors
-        suffix, write = SAFETENSORS, lambda: save_safetensors(path, checkpoint)
+        suffix, write = SAFETENSORS, lambda: save_safetensors(path, checkpoint, half=arguments.half)
     require_free(path, suffix)
     prepare_folder(path.parent)
     write()

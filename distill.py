@@ -110,7 +110,7 @@ def main() -> None:
                 train(run)
             teacher = load_checkpoint(stage.final_checkpoint)  # the student becomes the next teacher
             del run
-            gc.collect()  # a compiled network refers to itself
+            gc.collect()  # a compiled network is part of a reference cycle
     print(f"the student of {counted(teacher.sampling.steps, 'step')} is {teacher.path}, its samples are beside it")
 
 

@@ -110,7 +110,7 @@ def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: 
         if not is_first:
             rows = [row for row in rows if row[2]["sampler"] == "ddim"]
             rows = rows if arguments.sampling_steps else rows[:1]
-        rows += [("distilled", student, {}) for student in students]
+        rows += [("student", student, {}) for student in students]
         for name, checkpoint, update in rows:
             sampling = checkpoint.sampling.model_copy(update=update)
             candidates.append(Candidate.of(name, checkpoint, sampling, guidance))

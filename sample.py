@@ -110,13 +110,14 @@ def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
     """The label of a panel; models of the same kind are distinguished by their paths."""
 
     def kind(checkpoint: Checkpoint) -> str:
-        return f"distilled to {checkpoint.sampling.steps}" if checkpoint.kind == "student" else checkpoint.kind
+        return f"student of {checkpoint.sampling.steps}" if checkpoint.kind == "student" else checkpoint.kind
 
     checkpoint, sampling = panel
     same = {other.path.with_suffix("") for other, _ in panels if kind(other) == kind(checkpoint)}
     parts = next(n for n in range(1, 99) if len({path.parts[-n:] for path in same}) == len(same))
     path = Path(*checkpoint.path.with_suffix("").parts[-max(parts, 2) :])
-    text = f"{kind(checkpoint)} ({path})" if len(same) > 1 else kind(checkpoint)
+    text = checkpoint.kind if sampling.steps == checkpoint.sampling.steps else kind(checkpoint)
+    text = f"{text} ({path})" if len(same) > 1 else text
     text += f", {counted(sampling.steps, 'step')}"
     return text if guidance == 1 else f"{text}, guidance {guidance:g}"
 

@@ -1,6 +1,6 @@
-"""What a network must offer, and the base class of its settings.
+"""The interface of a network, and the base class of its settings.
 
-A further network is one file in this folder, and one line of `NETWORKS` in utils/config/schema.py.
+To add a network, add one file to this folder, and one line to `NETWORKS` in utils/config/schema.py.
 """
 
 from typing import Annotated, Protocol, Self

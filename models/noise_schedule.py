@@ -1,4 +1,4 @@
-"""Noise schedules: continuous time t -> logsnr -> the angle of the noise (paper, section 2 and appendix B).
+"""Noise schedules: continuous time t -> logsnr -> noise angle (Salimans & Ho 2022, "the paper", section 2, appendix B).
 
 Time runs from t = 0 (data) to t = 1 (noise). At time t the noised image is
 
@@ -37,7 +37,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def time(self, logsnr: Tensor) -> Tensor:
-        """The time at which the log signal-to-noise ratio is this."""
+        """The time of a log signal-to-noise ratio."""
 
     def angle(self, t: Tensor) -> Tensor:
         """The angle at the times t."""

@@ -1,9 +1,9 @@
 """Samplers: from noise at t = 1 to images at t = 0 in N equal steps of time. `SAMPLERS` lists them.
 
 All take a model, the noise z [B, C, H, W] and the number of steps, and return images [B, C, H, W]; the last step
-returns the model's x. `clip` clips x to [-1, 1] in every step; the eps (or v) that goes with it is computed anew. That
-may help a model whose x estimates the image. A student's x is whatever makes one step land on the teacher's z''; it may
-leave [-1, 1], so it must not be clipped.
+returns the model's x. `clip` clips x to [-1, 1] in every step and recomputes the eps (or v) that goes with it. That may
+help a model whose x estimates the image. A student's x is whatever makes one step land on the teacher's z''; it may
+leave [-1, 1], so it must not be clipped. (The paper: Salimans & Ho 2022.)
 """
 
 from collections.abc import Callable

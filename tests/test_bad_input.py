@@ -89,8 +89,8 @@ BAD = [
     (f"{TRAIN} --device cuda", "--device cuda: not on this machine"),
     (f"{TRAIN} --output_dir a_file", "a_file: this folder is not writable: "),
     (f"{TRAIN} --output_dir a_file/deeper", "a_file/deeper: this folder is not writable: "),
-    (f"{TRAIN} --batch_size 4", "training_state.pt: belongs to another run: training.batch_size is 8 there and 4 here"),
-    (f"{TRAIN} --seed 1", "training_state.pt: belongs to another run: seed is 0 there and 1 here"),
+    (f"{TRAIN} --batch_size 4", "training_state.pt: belongs to another run: training.batch_size is 8, not 4"),
+    (f"{TRAIN} --seed 1", "training_state.pt: belongs to another run: seed is 0, not 1"),
     (
         f"{TRAIN} --restart --config_path pieces.yaml",
         "training.batch_size: 8 is less than 9, one image for each of 1 proc",
@@ -106,7 +106,7 @@ BAD = [
     ),
     (
         "train.py --config_path wide.yaml --load_model_weights_from_checkpoint output/tiny/diffusion-6.pt",
-        "not the model that wide.yaml describes: network.features is 8 there and 12 here",
+        "not the model that wide.yaml describes: network.features is 8, not 12",
     ),
     ("distill.py", "the following arguments are required: --config_path, --teacher_model_checkpoint"),
     ("distill.py --config_path tiny.yaml --teacher_model_checkpoint nowhere.pt", "nowhere.pt: cannot be read"),
@@ -123,10 +123,10 @@ BAD = [
         "distill.py --config_path tiny.yaml --teacher_model_checkpoint output/tiny/training_state.pt",
         "training_state.pt: not a checkpoint of this project",
     ),
-    ("distill.py " + TEACH.replace("tiny.yaml", "wide.yaml"), "network.features is 8 there and 12 here"),
-    ("distill.py " + TEACH.replace("tiny.yaml", "eps.yaml"), "diffusion.prediction is v there and eps here"),
-    ("distill.py " + TEACH.replace("tiny.yaml", "linear.yaml"), "diffusion.schedule is cosine there and linear here"),
-    ("distill.py " + TEACH.replace("tiny.yaml", "range.yaml"), "diffusion.logsnr_max is 20.0 there and 10.0 here"),
+    ("distill.py " + TEACH.replace("tiny.yaml", "wide.yaml"), "network.features is 8, not 12"),
+    ("distill.py " + TEACH.replace("tiny.yaml", "eps.yaml"), "diffusion.prediction is v, not eps"),
+    ("distill.py " + TEACH.replace("tiny.yaml", "linear.yaml"), "diffusion.schedule is cosine, not linear"),
+    ("distill.py " + TEACH.replace("tiny.yaml", "range.yaml"), "diffusion.logsnr_max is 20.0, not 10.0"),
     (
         f"distill.py {TEACH} --initial_sampling_steps 0",
         "argument --initial_sampling_steps: should be a positive integer",
@@ -140,7 +140,7 @@ BAD = [
         f"distill.py {TEACH} --initial_sampling_steps 8 --distillation_iterations 1",
         "1_4: belongs to another distillation: --initial_sampling_steps was 4",
     ),
-    (f"distill.py {TEACH} --initial_sampling_steps 4 --distillation_iterations 1 --seed 3", "seed is 0 there and 3"),
+    (f"distill.py {TEACH} --initial_sampling_steps 4 --distillation_iterations 1 --seed 3", "seed is 0, not 3"),
     (
         f"distill.py {TEACH} --initial_sampling_steps 4 --distillation_iterations 1 "
         "--num_training_steps_per_iteration 9",
@@ -172,7 +172,7 @@ BAD = [
     ("evaluate.py", "the following arguments are required: --config_path, --teacher"),
     (f"{EVALUATE} nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     (f"{EVALUATE} truncated.pt", "truncated.pt: truncated or damaged, or not a checkpoint"),
-    (f"{EVALUATE} smaller.pt", "not the model that tiny.yaml describes: data.image_size is 8 there and 16 here"),
+    (f"{EVALUATE} smaller.pt", "not the model that tiny.yaml describes: data.image_size is 8, not 16"),
     (f"{EVALUATE} {TEACHER} --students nowhere", "--students nowhere: no students of distill.py there"),
     (f"{EVALUATE} {TEACHER} --students output/tiny", "--students output/tiny: no students of distill.py there"),
     (

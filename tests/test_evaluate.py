@@ -42,8 +42,8 @@ ROWS = [
     "teacher, ddim, 2 steps",
     "teacher, ancestral, 4 steps",
     "teacher, ancestral, 2 steps",
-    "distilled, ddim, 4 steps",
-    "distilled, ddim, 2 steps",
+    "student, ddim, 4 steps",
+    "student, ddim, 2 steps",
 ]
 
 
@@ -167,10 +167,10 @@ def test_every_student_is_a_row_whatever_its_number_of_steps(lesson, monkeypatch
     flags = ["--students", "threes", "--num_samples", 20, "--sampling_steps", 2, "--samplers", "ddim"]
     assert call(*COMMAND, *flags, "--output_dir", "of_threes") == 0
     table = capsys.readouterr().out
-    assert "distilled, ddim, 6 steps" in table and "distilled, ddim, 3 steps" in table
+    assert "student, ddim, 6 steps" in table and "student, ddim, 3 steps" in table
     assert call(*COMMAND, *flags, "--student_steps", 3, "--output_dir", "of_threes") == 0
     table = capsys.readouterr().out
-    assert "distilled, ddim, 6 steps" not in table and "distilled, ddim, 3 steps" in table
+    assert "student, ddim, 6 steps" not in table and "student, ddim, 3 steps" in table
 
 
 def test_two_evaluations_do_not_write_to_the_same_folder(lesson, monkeypatch, capsys):

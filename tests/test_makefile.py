@@ -14,7 +14,7 @@ def makefile_variable(name: str) -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize(("prefix", "count"), [("", 4), ("FASHION_", 3)])
+@pytest.mark.parametrize(("prefix", "count"), [("", 6), ("FASHION_", 3)])
 def test_a_lesson_expects_what_its_configuration_makes(prefix, count):
     config = load_config(ROOT / makefile_variable(f"{prefix}CONFIG"))
     assert makefile_variable(f"{prefix}TEACHER").endswith(f"/diffusion-{config.training.num_training_steps}.pt")

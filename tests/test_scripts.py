@@ -92,7 +92,7 @@ def test_the_lesson_killed_and_continued_is_the_lesson_undisturbed(small_steps, 
     panels = [f"{teacher}:8", f"{teacher}:2", f"{student}:2"]
     compared = run_script("sample.py", "--compare", *panels, "--num_samples", 9, "--output", "c.png", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
-    for report in ("teacher, 8 steps: 9 samples in ", "distilled to 2, 2 steps: 9 samples in ", "wrote c.png"):
+    for report in ("teacher, 8 steps: 9 samples in ", "student, 2 steps: 9 samples in ", "wrote c.png"):
         assert report in compared.stdout
     width = Image.open(tmp_path / "c.png").size[0]
     assert width % 3 == 0 and width > 3 * 2 * (3 * 18 + 2)  # panels as wide as the longest label
@@ -290,7 +290,7 @@ def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypa
     assert "another distillation, with a conversion; distillation.guidance and .prediction now require none" in said
     folder_lesson.write_text(text.replace("guidance: [1, 3]", "guidance: [1, 4]"))
     assert call(*distill, "--distillation_iterations", 1) == 2
-    assert "distillation.guidance is [1.0, 3.0] there and [1.0, 4.0] here" in capsys.readouterr().err
+    assert "distillation.guidance is [1.0, 3.0], not [1.0, 4.0]" in capsys.readouterr().err
 
 
 def test_a_teacher_of_other_classes_is_refused_and_other_images_are_noted(folder_lesson, tmp_path, monkeypatch, capsys):

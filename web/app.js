@@ -1,4 +1,4 @@
-// The page: what the visitor chooses, and what is then drawn.
+// The page: controls, and the samples that they ask for.
 
 import { drawGrids } from "./grid.js";
 import { findBackends, load, loadManifest } from "./models.js";
@@ -13,7 +13,7 @@ const say = (text) => (byId("status").textContent = text);
 const panels = { teacher: new Panel(byId("teacher"), "Teacher"), student: new Panel(byId("student"), "Student") };
 let [manifest, state, drawing] = [null, readState(location.hash), new AbortController()];
 
-/** Noise number n: that of the n-th picture of sample.py. */
+/** Noise number n: that of the n-th sample of sample.py. */
 const noiseOf = (number) => normalNoise((manifest.noise_seed + number) % 2 ** 32, manifest.size ** 2);
 const modelOf = (steps) => manifest.models.find((model) => model.steps === steps);
 
@@ -32,14 +32,14 @@ function showSteps(steps) {
   byId("steps").setAttribute("aria-valuetext", `${steps} steps`);
 }
 
-/** Changes the state, and draws anew. */
+/** Changes the state, and samples again. */
 function change(changes) {
   state = { ...state, ...changes };
   show();
   work(draw);
 }
 
-/** Ends what is being drawn, and does something else; says what went wrong. */
+/** Aborts the current work and does another; shows errors. */
 async function work(task) {
   drawing.abort();
   drawing = new AbortController();
@@ -56,7 +56,7 @@ async function draw(signal) {
   const options = { ...state, schedule, size, noise: noiseOf(state.noise), signal };
   const backend = byId("backend").value;
   const students = manifest.models.filter((model) => model.steps).map((model) => model.steps);
-  const missing = modelOf(state.steps) ? "" : `No student of ${state.steps} steps lies here, only those of ${students.join(", ")}.`;
+  const missing = modelOf(state.steps) ? "" : `There is no student of ${state.steps} steps here, only of ${students.join(", ")}.`;
   panels.student.begin(state.steps, options.noise, size, missing);
   panels.teacher.begin(state.steps, options.noise, size, "");
   byId("grid").replaceChildren();
@@ -65,10 +65,10 @@ async function draw(signal) {
     say(`Loading the ${name} …`);
     await load(model, backend);
     if (signal.aborted) return;
-    say(`The ${name} draws …`);
+    say(`The ${name} is sampling …`);
     if ((await panels[name].draw(model, backend, options)) === null) return;
   }
-  say(missing ? "The teacher has drawn." : "Both have drawn.");
+  say(missing ? "The teacher is done." : "Both are done.");
 }
 
 function drawMore(signal) {
@@ -78,13 +78,13 @@ function drawMore(signal) {
   return drawGrids(byId("grid"), models, byId("backend").value, options, say);
 }
 
-/** What went wrong, in a sentence. */
+/** The message for an error. */
 function explain(error) {
-  if (typeof WebAssembly !== "object") return "This browser has no WebAssembly, in which the networks run; a newer one has.";
+  if (typeof WebAssembly !== "object") return "This browser has no WebAssembly, which the networks need; a newer one does.";
   return `A model could not be loaded or run: ${error.message}`;
 }
 
-/** Saves what both have drawn, side by side and enlarged eight times, as one PNG. */
+/** Saves both samples, side by side and enlarged eight times, as one PNG. */
 function save() {
   const side = 8 * manifest.size;
   const canvas = document.createElement("canvas");

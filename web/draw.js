@@ -1,10 +1,10 @@
-// Pictures and paths, on canvases.
+// Images and trajectories, on canvases.
 
 const COLOURS = ["#d1495b", "#00798c", "#b8860b", "#4f9d69", "#8d6a9f"];
-const MOST_DOTS = 65; // on a path; more would hide it
-const HIGHEST = 3.2; // value of a pixel of noise that is shown
+const MOST_DOTS = 65; // more would hide the line
+const HIGHEST = 3.2; // the largest value shown
 
-/** Paints an image, Float32Array in [-1, 1], grey; the style of the canvas enlarges it. */
+/** Paints a grey image, Float32Array in [-1, 1]; CSS enlarges the canvas. */
 export function paint(canvas, image, size) {
   canvas.width = canvas.height = size;
   const pixels = new ImageData(size, size);
@@ -15,7 +15,7 @@ export function paint(canvas, image, size) {
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-/** The ways of a few pixels: for each a line through its points {t, value}, from t = 1 at the left to 0 at the right. */
+/** The trajectories of some pixels: for each a line through its points {t, value}, from t = 1 (left) to 0 (right). */
 export function drawPaths(canvas, paths) {
   const ratio = window.devicePixelRatio || 1;
   const { clientWidth: width, clientHeight: height } = canvas;

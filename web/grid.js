@@ -1,4 +1,4 @@
-// Sixteen more noises, drawn at once by teacher and student, as two grids; the last model, the student, draws first.
+// Sixteen more samples of teacher and student, as two grids. The student samples first.
 
 import { paint } from "./draw.js";
 import { velocityOf } from "./models.js";
@@ -9,15 +9,15 @@ const COUNT = 16;
 /**
  * Fills `root` with a grid for each model, [name, model or undefined].
  *
- * @param noiseOf the noise of a number
- * @param say tells the visitor what is going on
+ * @param noiseOf returns the noise of a number
+ * @param say shows a status
  */
 export async function drawGrids(root, models, backend, { schedule, size, noiseOf, first, steps, digit, guidance, signal }, say) {
   const noises = Array.from({ length: COUNT }, (_, k) => noiseOf(first + k));
   const noise = Float32Array.from(noises.flatMap((one) => [...one]));
   root.replaceChildren();
-  const there = models.filter(([, model]) => model);
-  const grids = there.map(([name, model]) => [name, model, addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`)]);
+  const present = models.filter(([, model]) => model);
+  const grids = present.map(([name, model]) => [name, model, addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`)]);
   for (const [name, model, canvases] of grids.reverse()) {
     say(`${name}: loading …`);
     const { velocity } = await velocityOf(model, backend, { count: COUNT, digit, guidance });
@@ -25,11 +25,11 @@ export async function drawGrids(root, models, backend, { schedule, size, noiseOf
       if (signal.aborted) return;
       say(`${name}: step ${step} of ${steps} …`);
       canvases.forEach((canvas, k) => paint(canvas, z.subarray(k * size * size, (k + 1) * size * size), size));
-      await new Promise((resolve) => setTimeout(resolve)); // the page can be used meanwhile
+      await new Promise((resolve) => setTimeout(resolve)); // keeps the page responsive
     }
     canvases.forEach((canvas, k) => canvas.setAttribute("aria-label", `${name}, noise ${first + k}: a ${digit}`));
   }
-  say("All have been drawn.");
+  say("All are done.");
 }
 
 function addGrid(root, title) {
@@ -38,7 +38,7 @@ function addGrid(root, title) {
   return Array.from({ length: COUNT }, () => {
     const canvas = section.lastChild.appendChild(document.createElement("canvas"));
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", "not drawn yet");
+    canvas.setAttribute("aria-label", "not sampled yet");
     return canvas;
   });
 }

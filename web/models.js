@@ -5,13 +5,13 @@ import { cosineSchedule } from "./sampler.js";
 const RUNTIMES = { wasm: "./ort/ort.wasm.min.mjs", webgpu: "./ort/ort.webgpu.min.mjs" };
 const addressOf = (path) => new URL(path, import.meta.url).href;
 
-/** What can compute here: WebAssembly, which is loaded sooner, and WebGPU where the browser has it. */
+/** The available backends: WebAssembly, which loads faster, and WebGPU if the browser has it. */
 export async function findBackends() {
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   return adapter ? ["wasm", "webgpu"] : ["wasm"];
 }
 
-/** What there is: models/models.json, with the address of each file made whole. */
+/** models/models.json, with the full URL of each file. */
 export async function loadManifest() {
   const response = await fetch(addressOf("./models/models.json"));
   if (!response.ok) throw new Error(`models/models.json cannot be loaded (${response.status})`);
@@ -22,9 +22,9 @@ export async function loadManifest() {
 
 const runtimes = new Map();
 const sessions = new Map();
-let running = Promise.resolve(); // what the GPU is at; it does one thing after the other
+let running = Promise.resolve(); // the last call; a session runs one at a time
 
-/** Remembers what a key was made into; forgets it where that failed, so that another attempt may succeed. */
+/** Caches what `make` returns for a key, except failures, so that another attempt may succeed. */
 function once(made, key, make) {
   if (!made.has(key)) {
     const promise = make();
@@ -36,13 +36,13 @@ function once(made, key, make) {
 
 async function loadRuntime(backend) {
   const ort = await import(RUNTIMES[backend]);
-  ort.env.wasm.numThreads = 1; // more would need headers that a static host does not send
-  ort.env.logLevel = "error"; // and not what it does on which processor
+  ort.env.wasm.numThreads = 1; // more need headers that a static host does not send
+  ort.env.logLevel = "error";
   ort.env.wasm.wasmPaths = addressOf("./ort/");
   return ort;
 }
 
-/** Loads a model, once for each backend, and asks it once: the first time, it is still being set up. */
+/** Loads a model, once for each backend, and evaluates it once, since the first call is slow. */
 export function load(model, backend) {
   return once(sessions, `${backend} ${model.url}`, async () => {
     const ort = await once(runtimes, backend, () => loadRuntime(backend));
@@ -53,9 +53,9 @@ export function load(model, backend) {
 }
 
 /**
- * The velocity v(z, logsnr) of pictures of one class, by a model; `evaluations` counts how often its network is asked.
+ * A model's velocity v(z, logsnr) for images of one class; `evaluations` counts the network evaluations.
  *
- * @param count how many pictures z holds, one after the other
+ * @param count the number of images in z, one after the other
  */
 export const velocityOf = async (model, backend, options) => counting(await load(model, backend), model, options);
 

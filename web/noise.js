@@ -1,4 +1,4 @@
-// Noise number n, as sample.py draws it: PyTorch's generator on a CPU (a Mersenne Twister), and its normal numbers.
+// Noise number n of sample.py: PyTorch's CPU generator (a Mersenne Twister) and its normal numbers.
 
 /** The Mersenne Twister MT19937 (Matsumoto & Nishimura 1998): returns a function that draws 32 bits. */
 function mersenneTwister(seed) {
@@ -25,8 +25,8 @@ function mersenneTwister(seed) {
 }
 
 /**
- * Standard normal numbers, as torch.randn makes them of 16 or more: of each 16 uniform ones of 24 bits, the first eight
- * are radii and the last eight angles (Box & Muller 1958).
+ * Standard normal numbers, like torch.randn for 16 or more: of each 16 uniform numbers of 24 bits, the first eight give
+ * radii and the last eight angles (Box & Muller 1958).
  *
  * @param size a multiple of 16
  */

@@ -3,7 +3,7 @@
 /** atan(sigma / alpha): the angle of the noise at a log signal-to-noise ratio. */
 export const angleOf = (logsnr) => Math.atan(Math.exp(-logsnr / 2));
 
-/** The cosine schedule: the angle is linear in time, from t = 0, the picture, to t = 1, noise. */
+/** The cosine schedule: the angle is linear in time, from t = 0, the image, to t = 1, noise. */
 export function cosineSchedule({ logsnr_min, logsnr_max }) {
   const begin = angleOf(logsnr_max);
   const end = angleOf(logsnr_min);
@@ -14,9 +14,9 @@ export function cosineSchedule({ logsnr_min, logsnr_max }) {
 }
 
 /**
- * Draws from the noise z in N steps; yields after each what z has become, and the x that the network thought of.
+ * Samples from the noise z in N steps; yields z and the predicted x after each step.
  *
- *     z' = cos(d) z - sin(d) v,    d = the angle that a step goes back; by the whole angle of z, this is x
+ *     z' = cos(d) z - sin(d) v,    d = the angle of the step; if it is the whole angle of z, this is x
  *
  * @param velocity async (z, logsnr) => v, all Float32Array
  */

@@ -1,9 +1,9 @@
-// What the visitor has chosen; it stands in the address, so that a link shows what one saw.
+// The visitor's choices. They are part of the address, so a link shows the same samples.
 
 const DEFAULTS = { digit: 3, noise: 17, steps: 4, guidance: 1 };
 const LIMITS = { digit: [0, 9], noise: [0, 999999], steps: [1, 1024], guidance: [0, 100] };
 
-/** A number that may be chosen under this name, or `otherwise`. */
+/** The number in `text` if it is allowed for this setting, else `otherwise`. */
 export function allowed(name, text, otherwise) {
   const [low, high] = LIMITS[name];
   const number = text === null || text === "" ? NaN : Number(text);
@@ -11,12 +11,12 @@ export function allowed(name, text, otherwise) {
   return fits ? number : otherwise;
 }
 
-/** The state that the fragment of an address describes, such as #digit=3&noise=17&steps=8; the rest is default. */
+/** The state that the fragment of an address describes, such as #digit=3&noise=17&steps=8; defaults for the rest. */
 export function readState(fragment) {
   const given = new URLSearchParams(fragment.replace(/^#/, ""));
   const state = Object.fromEntries(Object.entries(DEFAULTS).map(([name, value]) => [name, allowed(name, given.get(name), value)]));
   return { ...state, steps: 2 ** Math.round(Math.log2(state.steps)) };
 }
 
-/** The fragment that describes a state. */
+/** The fragment that encodes a state. */
 export const writeState = (state) => `#${new URLSearchParams(Object.entries(state).map(([name, value]) => [name, String(value)]))}`;

@@ -107,7 +107,7 @@ def test_data_of_another_size_than_the_teachers_are_named(folder, monkeypatch, c
     monkeypatch.chdir(folder)
     flags = ["--config_path", "other.yaml", "--teacher_model_checkpoint", TEACHER, "--initial_sampling_steps", 8]
     assert call("distill.py", *flags, "--distillation_iterations", 1) == 2
-    assert "not the model that other.yaml describes: data.image_size is 16 there and 32 here" in capsys.readouterr().err
+    assert "not the model that other.yaml describes: data.image_size is 16, not 32" in capsys.readouterr().err
 
 
 def test_the_yaml_beside_a_teacher_is_its_own_but_for_the_data(folder, monkeypatch):

@@ -45,7 +45,7 @@ def save_student(
 
 
 def draw(path: str, z: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
-    """The sampler of the README, for any inputs."""
+    """The sampler of docs/interop.md, for any inputs."""
     session = onnxruntime.InferenceSession(path)
     logsnr = json.loads(session.get_modelmeta().custom_metadata_map["logsnr"])
     phi = [*np.arctan(np.exp(-np.array(logsnr) / 2)), 0]
@@ -94,12 +94,13 @@ def test_the_ten_lines_of_the_readme_classes_guidance_and_metadata(tmp_path, mon
     assert (said["sampling_steps"], said["guidance"]) == (8, [1.0, 4.0]) and said["class_names"][9] == "9"
     assert len(said["logsnr"]) == 8 and said["logsnr"][::4] == pytest.approx([-20, 0])
 
-    readme = (ROOT / "README.md").read_text().split("    import json, numpy as np, onnxruntime\n")[1].split("\n\n")[0]
-    readme = readme.replace('"label":', '"guidance": np.full(16, 2.5, "float32"), "label":')
+    page = (ROOT / "docs/interop.md").read_text()
+    sampler = page.split("    import json, numpy as np, onnxruntime\n")[1].split("\n\n")[0]
+    sampler = sampler.replace('"label":', '"guidance": np.full(16, 2.5, "float32"), "label":')
     names: dict = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np.random, "randn", lambda *shape: z.numpy())
-        exec("import json, numpy as np, onnxruntime\n" + textwrap.dedent(readme), names)
+        exec("import json, numpy as np, onnxruntime\n" + textwrap.dedent(sampler), names)
     assert_alike(2 * names["images"] - 1, expected.clamp(-1, 1))
 
     before = Path("student.onnx").read_bytes()

@@ -195,7 +195,7 @@ def test_a_configuration_survives_being_saved(tmp_path):
 
 def test_differences_are_named():
     there, here = {"a": {"b": 1, "c": [1]}, "d": None}, {"a": {"b": 2, "c": [1]}, "e": 3}
-    assert differences(there, here) == ["a.b is 1 there and 2 here", "e is None there and 3 here"]
+    assert differences(there, here) == ["a.b is 1, not 2", "e is None, not 3"]
 
 
 def test_learning_rates():

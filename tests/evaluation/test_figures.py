@@ -33,7 +33,7 @@ def test_the_figures_show_the_rows_that_belong_into_them(tmp_path):
 
 def test_ratios_are_to_the_best_row_of_the_teacher_which_is_marked():
     rows = [(TRAINING_IMAGES, {"fid": 0.1}), row("teacher", 8, 1.0, 1.5, 0.8), row("teacher", 4, 1.0, 1.0, 0.7)]
-    rows += [row("distilled", 2, 1.0, 0.5, 0.9), row("teacher", 8, 3.0, 4.0, 0.9), row("distilled", 2, 3.0, 6.0, 0.9)]
+    rows += [row("student", 2, 1.0, 0.5, 0.9), row("teacher", 8, 3.0, 4.0, 0.9), row("student", 2, 3.0, 6.0, 0.9)]
     ratios = [
         line[line.index(str(candidate)) + len(str(candidate)) :].split()[0]
         for line, (candidate, _) in zip(table(rows).splitlines()[1:], rows, strict=True)

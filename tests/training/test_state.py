@@ -67,9 +67,9 @@ CONFIG = {
         ({"compile": False, "sampling": {"num_samples": 3}, "distillation": {"batch_size": 3}}, False),
         ({"data": CONFIG["data"] | {"root": "elsewhere", "test_root": "there"}}, False),
         ({"training": {"save_and_sample_every_n": 7, "log_every_n": 3, "accumulation_steps": 2}}, False),
-        ({"training": {"learning_rate": 1e-3}}, "training.learning_rate is 0.0002 there and 0.001 here"),
-        ({"data": CONFIG["data"] | {"random_flip": True}}, "data.random_flip is False there and True here"),
-        ({"precision": "bf16"}, "precision is auto there and bf16 here"),
+        ({"training": {"learning_rate": 1e-3}}, "training.learning_rate is 0.0002, not 0.001"),
+        ({"data": CONFIG["data"] | {"random_flip": True}}, "data.random_flip is False, not True"),
+        ({"precision": "bf16"}, "precision is auto, not bf16"),
     ],
 )
 def test_what_changes_the_weights_is_compared_and_nothing_else(tmp_path, changes, refused):

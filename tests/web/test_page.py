@@ -29,7 +29,7 @@ WHAT_IS_MISSING = [
 pytestmark = pytest.mark.skipif(
     bool(WHAT_IS_MISSING), reason=f"the page is not tested, for want of {', '.join(WHAT_IS_MISSING)}"
 )
-DRAWN = "Both have drawn."
+DRAWN = "Both are done."
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -92,14 +92,14 @@ def drawn(page, who: str) -> np.ndarray:
 
 
 def test_ten_digits_are_those_of_sample_py(visit):
-    """`sample.py --checkpoint <student of 8> --num_samples 10 --precision fp32` drew the golden ones."""
+    """Golden: `sample.py --checkpoint pretrained/mnist-student-4.safetensors --num_samples 10 --precision fp32`."""
     golden = np.array(Image.open(ROOT / "tests/golden/page_digits.png").convert("L"), dtype=int)
-    page = visit("#digit=0&noise=0&steps=8")
+    page = visit("#digit=0&noise=0&steps=4")
     for digit in range(10):
         if digit:
-            page.evaluate(f"location.hash = '#digit={digit}&noise={digit}&steps=8'")
+            page.evaluate(f"location.hash = '#digit={digit}&noise={digit}&steps=4'")
             page.wait_for_function(
-                f"document.querySelector('#student canvas.z').ariaLabel.endsWith('digit {digit} that it has drawn')"
+                f"document.querySelector('#student canvas.z').ariaLabel.endsWith('sampled digit {digit}')"
             )
             wait_for(page, DRAWN)
         expected = golden[-34:-2, 34 * digit + 2 : 34 * digit + 34]
@@ -108,12 +108,12 @@ def test_ten_digits_are_those_of_sample_py(visit):
 
 def test_the_slider_halves_the_steps_and_the_address_remembers(visit):
     page = visit("#digit=5&noise=3&steps=4")
-    assert page.locator("#student .counts").inner_text().startswith("4 evaluations of the network, ")
+    assert page.locator("#student .counts").inner_text().startswith("4 network evaluations, ")
     page.locator("#steps").press("ArrowRight")
     page.wait_for_function("location.hash.includes('steps=2')")
     wait_for(page, DRAWN)
     assert page.locator("#teacher h2").inner_text() == "Teacher, 2 steps"
-    assert page.locator("#student .counts").inner_text().startswith("2 evaluations of the network, ")
+    assert page.locator("#student .counts").inner_text().startswith("2 network evaluations, ")
     again = visit(page.evaluate("location.hash"))
     assert again.locator("#steps-text").inner_text() == "2" and again.locator("#noise").input_value() == "3"
     for who in ("teacher", "student"):
@@ -122,22 +122,20 @@ def test_the_slider_halves_the_steps_and_the_address_remembers(visit):
 
 
 def test_where_there_is_no_student_the_teacher_draws_alone(visit):
-    page = visit("#steps=8")
+    page = visit("#steps=4")
     page.locator("#steps").press("ArrowLeft")
-    wait_for(page, "The teacher has drawn.")
-    assert (
-        page.locator("#student .counts").inner_text() == "No student of 16 steps lies here, only those of 8, 4, 2, 1."
-    )
+    wait_for(page, "The teacher is done.")
+    assert page.locator("#student .counts").inner_text() == "There is no student of 8 steps here, only of 4, 2, 1."
 
 
 def test_sixteen_more_and_a_picture_to_keep(visit, tmp_path):
     page = visit("#digit=7&noise=17&steps=2")
-    page.get_by_role("button", name="Sixteen more noises").click()
-    wait_for(page, "All have been drawn.")
+    page.get_by_role("button", name="Sixteen more samples").click()
+    wait_for(page, "All are done.")
     grid = page.locator("#grid canvas")
     assert grid.count() == 32 and grid.last.get_attribute("aria-label") == "Student, noise 33: a 7"
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save the pictures").click()
+        page.get_by_role("button", name="Save as PNG").click()
     download.value.save_as(tmp_path / "kept.png")
     assert download.value.suggested_filename == "digit-7-noise-17-steps-2.png"
     assert Image.open(tmp_path / "kept.png").size == (520, 256)
@@ -148,8 +146,8 @@ def test_sixteen_more_and_a_picture_to_keep(visit, tmp_path):
 )
 def test_it_can_be_seen_by_all(visit, options):
     page = visit("#steps=1", **options)
-    page.get_by_role("button", name="Sixteen more noises").click()
-    wait_for(page, "All have been drawn.")
+    page.get_by_role("button", name="Sixteen more samples").click()
+    wait_for(page, "All are done.")
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
     page.add_script_tag(path=ROOT / "web/node_modules/axe-core/axe.min.js")
     found = page.evaluate(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError, model_validator
+from safetensors.torch import save
 from torch import Tensor
 
 from models.diffusion import Diffusion, Prediction
@@ -127,9 +128,10 @@ class Checkpoint(Metadata):
             return self.class_names.index(name)
         if name.isascii() and name.isdigit() and int(name) < len(self.class_names):
             return int(name)
-        close = [f"did you mean {other}?" for other in difflib.get_close_matches(name, self.class_names, n=1)]
+        close = [] if name.isdigit() else difflib.get_close_matches(name, self.class_names, n=1)
         known = f"its classes are {first_of(self.class_names)}" if self.class_names else "it is unconditional"
-        raise InputError(f"class {name}: {self.path} has no such class; {[*close, known][0]}")
+        hint = f"did you mean {close[0]}?" if close else known
+        raise InputError(f"class {name}: {self.path} has no such class; {hint}")
 
     def require_same_model(self, config: Config, config_name: str) -> None:
         """Raises InputError if its weights would mean something else under the configuration."""
@@ -156,18 +158,18 @@ class Checkpoint(Metadata):
         known = self.trained_on.class_names if self.trained_on else []
         if not known or not class_names:  # unknown
             return
-        for number, (there, here) in enumerate(zip_longest(known, class_names, fillvalue="missing")):
-            if there != here:
-                raise InputError(f"{self.path}: its class {number} is {there}, and that of the data is {here}")
+        for number, (own, other) in enumerate(zip_longest(known, class_names, fillvalue="missing")):
+            if own != other:
+                raise InputError(f"{self.path}: its class {number} is {own}, and that of the data is {other}")
 
     def differs_in_images(self, data_hash: str) -> bool:
         """Whether it is known to have been trained on images that differ from these."""
         return self.trained_on is not None and self.trained_on.data_hash != data_hash
 
-    def require_guidance(self, scale: float) -> None:
-        """Raises InputError if the model cannot be sampled with a guidance scale."""
+    def require_guidance(self, scale: float, key: str = "guidance") -> None:
+        """Raises InputError, which names the key, if the model cannot be sampled with a guidance scale."""
         if not 0 <= scale <= LARGEST_SCALE:
-            raise InputError(f"guidance {scale:g}: should be from 0 to {LARGEST_SCALE}")
+            raise InputError(f"{key} {scale:g}: should be from 0 to {LARGEST_SCALE}")
         if self.guidance:
             why = "was distilled for scales from {:g} to {:g}".format(*self.guidance)
         elif self.config.network.num_classes == 0:
@@ -177,7 +179,7 @@ class Checkpoint(Metadata):
         else:
             why = "has no unconditional prediction (training.class_dropout was 0), so only 1 is possible"
         if self.nearest_guidance(scale) != scale:
-            raise InputError(f"guidance {scale:g}: {self.path} {why}")
+            raise InputError(f"{key} {scale:g}: {self.path} {why}")
 
 
 def _meaning_of_weights(config: Config) -> dict[str, Any]:
@@ -196,12 +198,12 @@ def save_checkpoint(path: Path, metadata: Metadata, weights: dict[str, Tensor]) 
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def save_safetensors(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint as a safetensors file, with its metadata as JSON."""
-    from safetensors.torch import save
-
+def save_safetensors(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> None:
+    """Writes a checkpoint as a safetensors file, with its metadata as JSON; with `half`, weights in half precision."""
     metadata = Metadata(**{name: getattr(checkpoint, name) for name in Metadata.model_fields})
     weights = {name: weight.contiguous() for name, weight in checkpoint.weights.items()}
+    if half:
+        weights = {name: weight.half() if weight.is_floating_point() else weight for name, weight in weights.items()}
     content = save(weights, {METADATA_KEY: metadata.model_dump_json(), "format": "pt"})
     write_atomically(path, lambda file: file.write(content))
 

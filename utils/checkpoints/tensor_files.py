@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from utils.system.distributed import on_rank_zero
@@ -88,20 +89,9 @@ def _check_values(content: object, file_size: int) -> None:
         raise ValueError("tensors larger than the file")
 
 
-def require_safetensors() -> None:
-    """Raises InputError if the library is not installed."""
-    try:
-        import safetensors  # noqa: F401
-    except ImportError as error:
-        raise InputError("safetensors files need the library of that name: pip install safetensors") from error
-
-
 @on_rank_zero
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, those in half precision as float32, and its metadata; else InputError."""
-    require_safetensors()
-    from safetensors import SafetensorError, safe_open
-
     require_regular_file(path)
     try:
         with open(path, "rb") as file:

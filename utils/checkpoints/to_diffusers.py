@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from models.blocks import embed_guidance
@@ -69,7 +70,6 @@ def require_exportable(checkpoint: Checkpoint) -> int:
 def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
     """Writes the folder, completely or not at all; a model that takes the guidance scale gets this one built in."""
     from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-    from safetensors import SafetensorError
 
     steps, model = require_exportable(checkpoint), checkpoint.model(torch.device("cpu"))
     network, config = model.network, checkpoint.config

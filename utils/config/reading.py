@@ -150,11 +150,11 @@ def flatten(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The differences between two nested mappings, one phrase for each name."""
-    before, now = dict(flatten(there)), dict(flatten(here))
+    before, now = dict(flatten(before)), dict(flatten(now))
     return [
-        f"{name} is {before.get(name)!s:.200} there and {now.get(name)!s:.200} here"
+        f"{name} is {before.get(name)!s:.200}, not {now.get(name)!s:.200}"
         for name in before | now
         if before.get(name) != now.get(name)
     ]

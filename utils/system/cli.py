@@ -5,13 +5,18 @@ import ctypes
 import signal
 import sys
 from collections.abc import Callable
+from functools import partialmethod
 from typing import Any, NoReturn
 
 import torch
+from tqdm import tqdm
 
 from utils.system import distributed
 from utils.system.errors import InputError
 from utils.system.signals import Interrupted, Terminated
+
+if not sys.stderr.isatty():  # in a log file, progress bars are updated twice a minute
+    tqdm.__init__ = partialmethod(tqdm.__init__, mininterval=30)
 
 _restarted = False  # whether --restart has been carried out
 CONFIG_KEY = "config:"  # prefix of the destination of flags that override a key of the configuration

@@ -151,7 +151,7 @@ def _require_teachable(conversion: Stage, teacher: Checkpoint) -> None:
     if scales and teacher.guidance and scales != teacher.guidance:
         raise InputError(f"distillation.guidance: {scales}, but {teacher.path} was distilled for {teacher.guidance}")
     for scale in scales or ():
-        teacher.require_guidance(scale)
+        teacher.require_guidance(scale, "distillation.guidance")
     if conversion.prediction != teacher.prediction and teacher.kind == "student":
         raise InputError(
             f"distillation.prediction: {conversion.prediction}, but {teacher.path} predicts {teacher.prediction}, and "
@@ -175,14 +175,14 @@ def require_same_stages(folder: Path, stages: list[Stage]) -> None:
     students = [stage.sampling.steps for stage in stages if stage.kind == "student"]
     converts, converted = len(stages) > len(students), exists(folder / CONVERSION_NAME)
     if converted != converts and (converted or student_folders(folder)):
-        there, here = ("a", "none") if converted else ("no", "one")
+        before, now = ("a", "none") if converted else ("no", "one")
         raise InputError(
-            f"{folder}: another distillation, with {there} conversion; distillation.guidance and .prediction now "
-            f"require {here}; {ELSEWHERE}"
+            f"{folder}: another distillation, with {before} conversion; distillation.guidance and .prediction now "
+            f"require {now}; {ELSEWHERE}"
         )
     for path, iteration, steps in student_folders(folder):
         if iteration <= len(students) and steps != students[iteration - 1]:
             raise InputError(
-                f"{path}: belongs to another distillation: --initial_sampling_steps was {steps * 2 ** (iteration - 1)} "
-                f"there and is {students[0]} here; {KEEP}"
+                f"{path}: belongs to another distillation: --initial_sampling_steps is {steps * 2 ** (iteration - 1)}, "
+                f"not {students[0]}; {KEEP}"
             )

@@ -97,25 +97,25 @@ def delete_run(folder: Path) -> None:
 
 
 def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    there, here = ({key: value for key, value in flatten(each) if key not in WITHOUT_EFFECT} for each in (before, now))
-    if there.get("parent") != here.get("parent"):
+    before, now = ({key: value for key, value in flatten(each) if key not in WITHOUT_EFFECT} for each in (before, now))
+    if before.get("parent") != now.get("parent"):
         first, second = (str(each.get("parent_path", "random weights"))[:200] for each in (before, now))
         what = f"it started from {first}, and this command from {second}"
         if first == second:
             what = f"{first} has changed since the run started from it"
         raise InputError(f"{path}: belongs to another run: {what}; {ELSEWHERE}")
-    for difference in differences(there, here):
+    for difference in differences(before, now):
         raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
 
 
 def _require_num_steps(path: Path, state: dict[str, Any], stage: Stage) -> None:
     """Raises InputError for another number of steps, except for more steps of a finished teacher."""
-    there, taken, here = state["num_training_steps"], state["step"], stage.num_training_steps
+    before, taken, now = state["num_training_steps"], state["step"], stage.num_training_steps
     may_grow = stage.kind == "teacher"
-    if here == there or (may_grow and taken == there < here):
+    if now == before or (may_grow and taken == before < now):
         return
     advice = KEEP
     if may_grow:
-        advice = "only more steps continue it" if taken == there else f"{there} finishes it, then it can get more"
+        advice = "only more steps continue it" if taken == before else f"{before} finishes it, then it can get more"
         advice = f"{advice}; another --output_dir starts another run"
-    raise InputError(f"{path}: this run has {there} training steps ({taken} taken), and {here} are requested; {advice}")
+    raise InputError(f"{path}: this run has {before} training steps ({taken} taken), and {now} are requested; {advice}")
