@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     target.add_argument("--to_diffusers", type=Path, metavar="FOLDER", help=f"for DDIMPipeline.from_pretrained; {only}")
     target.add_argument("--to_onnx", type=Path, metavar="ONNX", help=f"v(z, logsnr, label, guidance) as .onnx; {only}")
     target.add_argument("--to_safetensors", type=Path, metavar="FILE", help=f"the checkpoint as .safetensors; {only}")
-    help = "of --to_safetensors: store the weights in half precision, in half the bytes"
+    help = "of --to_safetensors: store weights in half precision (default: in float32)"
     parser.add_argument("--half", action="store_true", help=help)
     help = "the last class of the pipeline is the unconditional one, which guidance needs (default: it is not)"
     parser.add_argument("--last_class_is_none", action="store_true", help=help)

@@ -138,7 +138,7 @@ BAD = [
     ),
     (
         f"distill.py {TEACH} --initial_sampling_steps 8 --distillation_iterations 1",
-        "1_4: belongs to another distillation: --initial_sampling_steps was 4",
+        "1_4: belongs to another distillation: --initial_sampling_steps is 4, not 8",
     ),
     (f"distill.py {TEACH} --initial_sampling_steps 4 --distillation_iterations 1 --seed 3", "seed is 0, not 3"),
     (

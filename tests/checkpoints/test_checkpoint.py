@@ -168,7 +168,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
 def test_another_model_is_refused_by_name(path, section, key, value):
     other = CONFIG.model_dump()
     other[section][key] = value
-    with pytest.raises(InputError, match=rf"not the model that x.yaml describes: {section}.{key} is .* {value} here"):
+    with pytest.raises(InputError, match=rf"not the model that x.yaml describes: {section}.{key} is .*, not {value}"):
         load_checkpoint(path).require_same_model(Config.model_validate(other), "x.yaml")
 
 

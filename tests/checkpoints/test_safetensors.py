@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call, save_model
+from conftest import ROOT, call, save_model
 from safetensors.torch import load_file, save_file
 
 from utils.checkpoints.checkpoint import Metadata, TrainedOn, build_model, load_checkpoint
@@ -41,6 +41,22 @@ def test_all_of_a_checkpoint_is_in_it_and_sample_reads_it(student, capsys):
     assert call("sample.py", "--checkpoint", student, *flags, "--output", "a.png") == 0
     assert call("sample.py", "--checkpoint", "student.safetensors", *flags, "--output", "b.png") == 0
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+def test_half_precision_halves_the_file_and_rounds_the_weights(student):
+    for name, flags in (("full", ()), ("half", ("--half",))):
+        assert call("convert.py", "--checkpoint", student, "--to_safetensors", f"{name}.safetensors", *flags) == 0
+    before, after = load_checkpoint(student), load_checkpoint("half.safetensors")
+    assert all(torch.equal(after.weights[name], weight.half().float()) for name, weight in before.weights.items())
+    full, half = (Path(f"{name}.safetensors").stat().st_size for name in ("full", "half"))
+    saved = sum(2 * weight.numel() for weight in before.weights.values())
+    assert saved <= full - half < saved + 1000  # the header is a little shorter, too
+
+
+@pytest.mark.parametrize(("name", "steps"), [("teacher", 1024), ("student-4", 4), ("student-2", 2), ("student-1", 1)])
+def test_pretrained_models_are_in_the_repository(name, steps):
+    checkpoint = load_checkpoint(ROOT / f"pretrained/mnist-{name}.safetensors")
+    assert (checkpoint.kind, checkpoint.sampling.steps) == (name.split("-")[0], steps)
 
 
 def rewrite(path: Path, **changes: object) -> None:

@@ -97,9 +97,9 @@ def delete_run(folder: Path) -> None:
 
 
 def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    first, second = (str(each.get("parent_path", "random weights"))[:200] for each in (before, now))
     before, now = ({key: value for key, value in flatten(each) if key not in WITHOUT_EFFECT} for each in (before, now))
     if before.get("parent") != now.get("parent"):
-        first, second = (str(each.get("parent_path", "random weights"))[:200] for each in (before, now))
         what = f"it started from {first}, and this command from {second}"
         if first == second:
             what = f"{first} has changed since the run started from it"
