@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     parser.add_config_path()
-    parser.add_count("--batch_size", "images a step (default: the config's, of training, distillation and sampling)")
+    parser.add_count("--batch_size", "images per step (default: the config's, of training, distillation and sampling)")
     parser.add_count("--rounds", "how often everything is measured; the median counts", 15)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_compute_arguments()
@@ -186,7 +186,7 @@ def bench(config: Config, compute: Compute, batch_size: int | None, rounds: int)
 def show(found: dict[str, Any]) -> None:
     """Prints the measurements as a table."""
     text = (
-        "{parameters:,} parameters, {gflop_per_image:.3f} GFLOP an image forward; {device}, {threads} threads, torch "
+        "{parameters:,} parameters, {gflop_per_image:.3f} GFLOP per image forward; {device}, {threads} threads, torch "
         "{torch}, {precision}, compiled: {compile}; large matrices: {matrix_product_gflop_per_second:,.0f} GFLOP/s"
     )
     print(text.format(**found))

@@ -4,8 +4,8 @@
       --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
       --initial_sampling_steps 512 --distillation_iterations 7
 
-A student of N steps learns to do in one step what its teacher does in two; then it becomes the teacher of a student of
-N/2 steps. The same command resumes an interrupted run; more --distillation_iterations continue from the last student.
+An N-step student learns to do in one step what its teacher does in two; then it becomes the teacher of an N/2-step
+student. The same command resumes an interrupted run; a larger --distillation_iterations adds students.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from models.guidance import guided, random_scales, relative_to_scale
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.config.reading import load_config
 from utils.system import cli
-from utils.system.errors import InputError, counted
+from utils.system.errors import InputError
 from utils.training.run import Run
 from utils.training.session import Session
 from utils.training.stage import distillation_stages
@@ -37,23 +37,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--initial_sampling_steps", "steps of the first student; its teacher takes twice as many", 512)
     parser.add_count("--distillation_iterations", "number of students, each with half the steps of the one before", 7)
     key = "distillation.num_training_steps_per_iteration"
-    parser.add_override("--num_training_steps_per_iteration", key, "steps of the optimizer for each student")
+    parser.add_override("--num_training_steps_per_iteration", key, "optimizer steps for each student")
     return parser.parse_args()
 
 
 def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
-    """The number of sampling steps of each student: N, N/2, N/4, ... Raises InputError if N is not divisible."""
+    """The number of sampling steps of each student: N, N/2, N/4, ... Raises InputError if these are not integers."""
     if initial_sampling_steps % 2 ** (iterations - 1):
         possible = (initial_sampling_steps & -initial_sampling_steps).bit_length()
         raise InputError(
-            f"--initial_sampling_steps {initial_sampling_steps}: cannot be halved for {iterations} "
-            f"--distillation_iterations, at most for {possible}, since it is no multiple of {2 ** (iterations - 1)}"
+            f"--initial_sampling_steps {initial_sampling_steps}: allows at most {possible} --distillation_iterations; "
+            f"{iterations} need a multiple of {2 ** (iterations - 1)}"
         )
     return [initial_sampling_steps // 2**k for k in range(iterations)]
 
 
 def distill(run: Run) -> None:
-    """One iteration of Algorithm 2: the student of N steps learns from a teacher of 2N steps.
+    """One iteration of Algorithm 2: an N-step student learns from a 2N-step teacher.
 
     Where the network takes the guidance scale s, both get the same s (Meng et al. 2022, Algorithm 2).
     """
@@ -64,7 +64,7 @@ def distill(run: Run) -> None:
     for _ in run.steps():  # saves, logs and stops between steps
         i = 1 + (stratified(batch_size) * n).long()  # t = i/N, i in {1, ..., N}
         s = random_scales(stage.guidance, batch_size)
-        for part in student.micro_batches():  # slices of the global batch; this rank's shard
+        for part in student.micro_batches():  # this rank's shard of the global batch, in slices
             x, label, eps = run.batch(part)
             s_part = None if s is None else s[part]
             models = guided(student.model, s_part), guided(teacher, s_part)
@@ -74,9 +74,9 @@ def distill(run: Run) -> None:
 
 
 def convert(run: Run) -> None:
-    """Before the halvings: a student that predicts v, or takes the guidance scale, where its teacher does not.
+    """Before the first halving: a student that predicts v, or takes the guidance scale, learns from one that does not.
 
-    Algorithm 1 of Meng et al. 2022: at all times, the student's v should be the teacher's.
+    Algorithm 1 of Meng et al. 2022: at every time t in (0, 1], the student learns to predict the teacher's v.
     """
     stage, batch_size = run.stage, run.stage.settings.batch_size
     teacher = run.teacher()
@@ -93,7 +93,7 @@ def convert(run: Run) -> None:
 
 
 def main() -> None:
-    """Checks everything before anything is written; then trains one student after the other."""
+    """Checks everything before anything is written; then trains one student after another."""
     arguments = parse_arguments()
     config = load_config(arguments.config_path, cli.overrides(arguments))
     students = halvings(arguments.initial_sampling_steps, arguments.distillation_iterations)
@@ -111,7 +111,7 @@ def main() -> None:
             teacher = load_checkpoint(stage.final_checkpoint)  # the student becomes the next teacher
             del run
             gc.collect()  # a compiled network is part of a reference cycle
-    print(f"the student of {counted(teacher.sampling.steps, 'step')} is {teacher.path}, its samples are beside it")
+    print(f"the {teacher.sampling.steps}-step student is saved as {teacher.path}, with its samples beside it")
 
 
 if __name__ == "__main__":

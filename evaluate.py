@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     help = "the output folder of distill.py; the latest checkpoint of each student is used (default: no students)"
     parser.add_argument("--students", type=Path, metavar="FOLDER", help=help)
     parser.add_count("--student_steps", "only the students of these numbers of steps (default: all)", nargs="+")
-    help = "samples a row, at most the number of training images; only rows with the same number can be compared"
+    help = "samples per row, at most the number of training images; only rows with the same number can be compared"
     parser.add_count("--num_samples", help, 2500)
     help = "of the teacher (default: 32 16 8 4 2, and 1 for a deterministic sampler)"
     parser.add_count("--sampling_steps", help, nargs="+")

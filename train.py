@@ -39,7 +39,7 @@ def train(run: Run) -> None:
     for _ in run.steps():  # saves, logs and stops between steps
         t = stratified(settings.batch_size)  # of the global batch
         dropped = torch.rand(settings.batch_size) < settings.class_dropout
-        for part in trainer.micro_batches():  # slices of the global batch; this rank's shard
+        for part in trainer.micro_batches():  # this rank's shard of the global batch, in slices
             x, label, eps = run.batch(part)
             label = drop_label(label, dropped[part])
             trainer.backward(training_loss(trainer.model, x, eps, t[part], settings.loss_weighting, label))
@@ -61,7 +61,7 @@ def main() -> None:
         run = session.open(stage)
         if run:
             train(run)
-            print(f"the model is {stage.final_checkpoint}, its samples are beside it")
+            print(f"the model is saved as {stage.final_checkpoint}, with its samples beside it")
         else:
             print(f"more --num_training_steps than {stage.num_training_steps} continue it")
 

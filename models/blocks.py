@@ -14,7 +14,7 @@ GUIDANCE_SCALE = 100.0  # the guidance scale times this enters the sinusoids: sc
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Sets the parameters of a branch's last layer to 0: the network starts as a chain of its skip connections."""
+    """Sets the parameters of a branch's last layer to 0, so that the block starts as its skip connection alone."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -93,9 +93,9 @@ class GroupNorm(nn.GroupNorm):
 class _NormalizeScaleShift(torch.autograd.Function):
     """y = (h - mean) / deviation * gain + bias, with the mean and deviation of each group of channels of an image.
 
-    That is a h + b, with a and b for each image and channel, and its gradient is linear in h and dy: a few passes over
-    the pixels in bfloat16, with float32 sums. The mean, rounded to bfloat16, is subtracted first; otherwise squares of
-    values far from zero would lose the deviation.
+    That is a h + b, with a and b for each image and channel, and the gradient of h is linear in h and in that of y. So
+    both take only a few passes over the pixels in bfloat16, with float32 sums. The mean, rounded to bfloat16, is
+    subtracted first; otherwise rounding the squares of values far from zero would swamp the variance.
     """
 
     @staticmethod
@@ -104,7 +104,7 @@ class _NormalizeScaleShift(torch.autograd.Function):
         x = _pixels(h)
         mean = _mean_of_groups(x.sum(1, dtype=torch.float32) / x.shape[1], groups)
         shift = _row(mean)
-        x, mean = x - shift, mean - shift[:, 0]  # the rest of the mean
+        x, mean = x - shift, mean - shift[:, 0]  # mean: what rounding left of it
         square = _mean_of_groups((x * x).sum(1, dtype=torch.float32) / x.shape[1], groups)
         rstd = ((square - mean * mean).clamp(min=0) + eps).rsqrt()
         ctx.save_for_backward(x, gain, mean, rstd)
@@ -151,7 +151,7 @@ def _mean_of_groups(x: Tensor, groups: int) -> Tensor:
 class ResidualBlock(nn.Module):
     """Two convolutions around a norm that the embedding scales and shifts, and a skip connection.
 
-    With `resample`, both branches halve or double the image first (BigGAN's blocks, Brock et al. 2019).
+    With `resample`, both branches halve or double the feature map (BigGAN's blocks, Brock et al. 2019).
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class ResidualBlock(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for [B, heads, pixels, d]."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # PyTorch's own is 1.5 times as slow here
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # PyTorch's own takes 1.5 times as long
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 

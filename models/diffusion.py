@@ -1,4 +1,4 @@
-"""The mathematics of diffusion and of its distillation (the paper: Salimans & Ho 2022), as rotations.
+"""The mathematics of diffusion and its distillation (the paper: Salimans & Ho 2022), as rotations.
 
 With the angle phi = atan(sigma / alpha) of the noise schedule, noising rotates the image towards the noise:
 
@@ -23,9 +23,10 @@ from models.noise_schedule import NoiseSchedule
 Prediction = Literal["v", "eps", "x"]
 UNCONDITIONAL = -1  # in place of a class label
 
-# The paper's weightings of the loss (section 4), as weights on the squared error of v at the angle phi. The errors of x
-# and eps are that of v times sin(phi) and cos(phi), so `constant` is the error of x, `snr` that of eps, `snr_trunc` the
-# larger of the two (weight max(SNR, 1) on x), and `v_mse` that of v itself (weight SNR + 1 on x).
+# The paper's weightings of the loss (section 4), as weights on the squared error of v at the angle phi. The error of x
+# is sin(phi) times that of v, and the error of eps is cos(phi) times that of v. So `constant` is the squared error of
+# x, `snr` that of eps, `snr_trunc` the larger of the two (weight max(SNR, 1) on x), and `v_mse` that of v itself
+# (weight SNR + 1 on x).
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "v_mse": torch.ones_like,
     "snr": lambda phi: phi.cos() ** 2,
@@ -46,7 +47,7 @@ def per_image(value: Tensor, image: Tensor) -> Tensor:
 
 
 def rotate(z: Tensor, v: Tensor, angle: Tensor) -> Tensor:
-    """cos(angle) z - sin(angle) v: one DDIM step back by `angle`; by the whole angle of z, this is x."""
+    """cos(angle) z - sin(angle) v: one DDIM step of size `angle`. If that is the whole noise angle of z, this is x."""
     return per_image(angle.cos(), z) * z - per_image(angle.sin(), z) * v
 
 
@@ -61,7 +62,7 @@ def velocity(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
 
 
 def stratified(batch_size: int) -> Tensor:
-    """Random numbers in [0, 1), [B] in float64, each uniform and one in every interval of length 1/B.
+    """One uniform random number in each of the B intervals [k/B, (k + 1)/B), as [B] in float64.
 
     They cover [0, 1) evenly in every batch, so the loss has less variance than with independent times.
     """
@@ -109,7 +110,7 @@ def weighted_mse(v: Tensor, v_target: Tensor, phi: Tensor, weighting: str) -> Te
 def training_loss(
     model: Diffusion, x: Tensor, eps: Tensor, t: Tensor, weighting: str, label: Tensor | None = None
 ) -> Tensor:
-    """Algorithm 1 of the paper: the loss of each image x in [-1, 1], noised by eps to the times t in (0, 1]; [B]."""
+    """Algorithm 1 of the paper: the loss of each image x in [-1, 1], noised with eps to the times t in (0, 1]; [B]."""
     phi = model.schedule.angle(t)
     z = add_noise(x, eps, phi)
     return weighted_mse(model.v(z, t, label), velocity(x, eps, phi), phi, weighting)
@@ -152,7 +153,7 @@ def distillation_target(
     """The v that a student of `num_steps` (N) steps must predict at z, at time t = i/N, i in {1, ..., N} [B].
 
     Algorithm 2 of the paper: the teacher takes two DDIM steps of 0.5/N, from z to z''; the student must get there in
-    one. A step by the angle d is z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
+    one. A step of angle d gives z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
     """
     i = i.double()
     z_end = z
@@ -174,9 +175,9 @@ def distillation_loss(
     weighting: str,
     label: Tensor | None = None,
 ) -> Tensor:
-    """Algorithm 2 of the paper: the loss [B] of a student of `num_steps` (N) steps, against two steps of its teacher.
+    """Algorithm 2 of the paper: the loss [B] of a student of N = `num_steps` steps, against two steps of its teacher.
 
-    The images x in [-1, 1] are noised by eps to the times t = i/N, i in {1, ..., N} [B].
+    The images x in [-1, 1] are noised with eps to the times t = i/N, i in {1, ..., N} [B].
     """
     t = i.double() / num_steps
     phi = student.schedule.angle(t)

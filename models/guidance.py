@@ -1,13 +1,13 @@
 """Classifier-free guidance (Ho & Salimans 2022), and networks that take the scale as an input (Meng et al. 2022).
 
-A class-conditional model that was also trained without labels can be extrapolated away from its unconditional
-prediction:
+The prediction of a class-conditional model that was also trained without labels can be extrapolated away from its
+unconditional prediction:
 
     v = v_unconditional + s (v_class - v_unconditional)
 
-The guidance scale s is 1 for the model as it is and 0 for the unconditional one; a larger s gives samples that are more
-clearly of their class, and less varied. The w of the two papers is s - 1. It takes two network evaluations; a network
-that was distilled with s as an input needs one.
+The guidance scale s is 1 for the unguided model and 0 for the unconditional one; a larger s gives samples that match
+their class better and vary less. (The w of the two papers is s - 1.) Guidance takes two network evaluations per step; a
+network that was distilled with s as an input needs one.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from models.noise_schedule import NoiseSchedule
 def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
     """A guidance scale for each example, [B] in float64, within a range; None without a range.
 
-    Uniform (Meng et al., 3.1), except that a quarter of the examples use the lowest scale, usually 1. There the target
-    is unchanged, but a uniform distribution rarely samples it, and samples at s = 1 would still be guided.
+    Uniform (Meng et al., 3.1), except that a quarter of the examples use the lowest scale, usually 1, where the target
+    is the teacher's unguided v. A uniform distribution rarely draws scales near 1, so the student would not learn this
+    end of the range, and its samples at s = 1 would look guided.
     """
     if scales is None:
         return None
@@ -34,7 +35,8 @@ def random_scales(scales: list[float] | None, batch_size: int) -> Tensor | None:
 def relative_to_scale(loss: Tensor, scale: Tensor | None) -> Tensor:
     """The losses [B] at the guidance scales s [B], divided by max(s, 1)^2. (Not in Meng et al.)
 
-    What guidance adds to v grows with s, and so does the student's error; otherwise large scales dominate the loss.
+    What guidance adds to v grows with s, and so does the student's error; without the division, large scales would
+    dominate the loss.
     """
     return loss if scale is None else loss * cast_like(scale.clamp(min=1) ** -2, loss)
 
@@ -46,7 +48,7 @@ def evaluations_per_step(scale: float, *, takes_guidance: bool) -> int:
 
 @dataclass(frozen=True)
 class Guided:
-    """A model with guidance: a drop-in replacement of `Diffusion` for samplers, students and teachers."""
+    """A model with guidance: a drop-in replacement for `Diffusion` in samplers, students and teachers."""
 
     model: Diffusion  # class-conditional; its network takes the scale, or was also trained without labels
     scale: Tensor  # s for each image, [B] in float64, on the CPU

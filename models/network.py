@@ -8,7 +8,7 @@ from typing import Annotated, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-Size = Annotated[int, Field(gt=0, le=8192)]  # larger networks do not fit anywhere; a checkpoint could be malicious
+Size = Annotated[int, Field(gt=0, le=8192)]  # no real network is larger; a malicious checkpoint might be
 NumClasses = Annotated[int, Field(ge=0, le=2**20)]
 
 
@@ -32,12 +32,12 @@ class Network(Protocol):
         ...
 
     def for_inference(self) -> Self:
-        """The same network, in place, without dropout and gradients."""
+        """The same network, in place, without dropout or gradients."""
         ...
 
 
 class NetworkSettings(BaseModel):
-    """The keys of a network in a configuration, with strict types; each has a `type` that names it."""
+    """The settings of a network, strictly typed. Each subclass has a key `type` that selects it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -48,5 +48,5 @@ class NetworkSettings(BaseModel):
         """Raises ValueError, which names the key, if the network cannot take images of this size."""
 
     def build(self, *, image_size: int, num_channels: int, takes_guidance: bool = False) -> nn.Module:
-        """The `Network` with random weights. Raises ImportError if a package is missing, ValueError if keys misfit."""
+        """The `Network` with random weights. Raises ImportError for a missing package, ValueError for bad settings."""
         raise NotImplementedError

@@ -7,8 +7,8 @@ Time runs from t = 0 (data) to t = 1 (noise). At time t the noised image is
 Since alpha^2 + sigma^2 = 1, the pair is a point on the unit circle: alpha = cos(angle), sigma = sin(angle)
 with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). The rest of the code needs only the angle.
 
-Every schedule is an invertible function of continuous time, exact at every t. Times must be float64: in float32 the
-cosine of the angle near t = 1 is off by 1e-3.
+Every schedule is an invertible function of continuous time, defined at every t. Times must be float64: in float32 the
+cosine of the angle near t = 1 has a relative error of 1e-3.
 """
 
 import math
@@ -33,7 +33,7 @@ class NoiseSchedule(ABC):
 
     @abstractmethod
     def logsnr(self, t: Tensor) -> Tensor:
-        """The log signal-to-noise ratio at the times t, which falls from t = 0 to t = 1."""
+        """The log signal-to-noise ratio at the times t; it decreases in t."""
 
     @abstractmethod
     def time(self, logsnr: Tensor) -> Tensor:
@@ -83,8 +83,8 @@ class LinearSchedule(NoiseSchedule):
 class DiscreteSchedule(NoiseSchedule):
     """A process of T timesteps (Ho et al. 2020), made continuous: logsnr is interpolated linearly between timesteps.
 
-    Timestep k in {0, ..., T - 1} is the time (k + 1) / T, where logsnr is exact. From there to t = 0 the line through
-    the first two timesteps is extrapolated.
+    Timestep k in {0, ..., T - 1} corresponds to t = (k + 1) / T, where logsnr is that of the process. Between t = 0 and
+    t = 1/T, the line through the first two timesteps is extrapolated.
     """
 
     betas: tuple[float, ...]  # the variance that each timestep adds, T >= 2 numbers; alpha^2 = cumprod(1 - betas)
@@ -103,7 +103,7 @@ class DiscreteSchedule(NoiseSchedule):
         return torch.lerp(self.table[index], self.table[index + 1], position - before)
 
     def time(self, logsnr: Tensor) -> Tensor:  # noqa: D102
-        table = self.table.to(logsnr)  # the time is the number of intervals above it
+        table = self.table.to(logsnr)  # T t counts the intervals, the last one fractionally, that lie above logsnr
         intervals = (table[:-1] - logsnr[..., None]) / (table[:-1] - table[1:]).clamp(min=1e-12)
         return intervals.clamp(0, 1).sum(-1) / len(self.betas)
 

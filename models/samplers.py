@@ -2,8 +2,8 @@
 
 All take a model, the noise z [B, C, H, W] and the number of steps, and return images [B, C, H, W]; the last step
 returns the model's x. `clip` clips x to [-1, 1] in every step and recomputes the eps (or v) that goes with it. That may
-help a model whose x estimates the image. A student's x is whatever makes one step land on the teacher's z''; it may
-leave [-1, 1], so it must not be clipped. (The paper: Salimans & Ho 2022.)
+help a teacher. A student's x is whatever makes its step land on its teacher's z''; clipping would move the end of the
+step, so students are not clipped. (The paper: Salimans & Ho 2022.)
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def countdown(num_steps: int) -> Tensor:
 def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: bool = False) -> Tensor:
     """The deterministic sampler (paper, equation 8; Song et al. 2021): each step rotates z back by the angle it spans.
 
-    Without clipping that is z' = cos(d) z - sin(d) v. A clipped x needs another v, for which
+    Without clipping that is z' = cos(d) z - sin(d) v. If x is clipped, v is recomputed so that
     x = cos(phi) z - sin(phi) v still holds.
     """
     i = countdown(num_steps)

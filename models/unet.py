@@ -5,9 +5,10 @@ concatenates the kept ones (skip connections). The noise level scales and shifts
 the last norm.
 
 A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
-v = cot(phi) z - x / sin(phi): wherever x is obvious, as in the background of a digit, v is a multiple of z plus a
-constant. Without the skip, the noise in z must pass through every norm and activation, and what gets lost there remains
-in the samples. (Karras et al. 2022, section 5, have such a skip; Peebles & Xie 2023 condition their last norm, too.)
+v = cot(phi) z - x / sin(phi): wherever x is easy to predict, as in the background of a digit, v is a multiple of z plus
+a constant. Without the skip, the noise in z must pass through every norm and activation, and the errors made there
+remain visible in the samples. (Karras et al. 2022, section 5, have such a skip; Peebles & Xie 2023 condition their last
+norm, too.)
 """
 
 import math
@@ -49,7 +50,7 @@ class UNetSettings(NetworkSettings):
     time_scale: PositiveFloat = 1000.0
 
     def check(self, image_size: int) -> None:
-        """Raises ValueError if the network cannot halve such images often enough, or attention does not fit."""
+        """Raises ValueError if the network cannot halve such images often enough, or heads do not divide channels."""
         downsampling = self.patch_size * 2 ** (len(self.multipliers) - 1)
         if image_size % downsampling:
             raise ValueError(
@@ -92,12 +93,12 @@ class AttentionBlock(nn.Module):
 class UNet(nn.Module):
     """v(z, logsnr[, label]), or eps or x: whatever it is trained to predict. The attributes are those of `Network`.
 
-    With `bfloat16`, the convolutions and the attention compute in it. Everything else is float32 in any case: the
+    If `bfloat16` is set, convolutions and attention run in bfloat16. Everything else is float32 in any case: the
     weights, the embedding of the noise level, the norms' statistics, and the layers from the last norm on, where
     rounding would remain visible in the sample.
 
     The sinusoids of the noise angle have long periods: with a `time_scale` of 1 the network is hardly conditioned on
-    the time, and the loss hardly shows it. (The authors' scale: 1000.)
+    the time, yet the loss hardly shows it. (The authors' scale: 1000.)
     """
 
     def __init__(self, settings: UNetSettings, *, image_size: int, num_channels: int, takes_guidance: bool = False):
@@ -206,13 +207,13 @@ class UNet(nn.Module):
     def muon_parameters(self) -> list[nn.Parameter]:
         """The weights of convolutions and attention, except the input and output layers.
 
-        For the linear layers through which noise level and class act on all others, Adam is as good.
+        Adam works as well as Muon for the linear layers that embed the noise level and the class.
         """
         layers = [layer for name, layer in self.named_modules() if name not in ("conv_in", "conv_out")]
         return [layer.weight for layer in layers if isinstance(layer, nn.Conv2d)]
 
     def for_inference(self) -> "UNet":
-        """See `Network`. Layers that compute in bfloat16 keep their weights in it, which saves a cast at every call."""
+        """See `Network`. Layers that run in bfloat16 get bfloat16 weights, which saves a cast at every call."""
         self.eval().requires_grad_(False)
         if self.bfloat16:
             for part in (self.conv_in, self.down, self.middle, self.up):

@@ -1,4 +1,4 @@
-"""A network of diffusers (https://github.com/huggingface/diffusers) in place of our U-Net: its class, not a copy."""
+"""The `UNet2DModel` of diffusers (https://github.com/huggingface/diffusers) as an alternative to our U-Net."""
 
 from contextlib import nullcontext
 from typing import Annotated, Literal
@@ -17,10 +17,10 @@ NumTimesteps = Annotated[int, Field(ge=2, le=10_000)]
 
 
 class UNet2DSettings(NetworkSettings):
-    """The keys of a `UNet2DModel`, with its own defaults; its `num_class_embeds` is `num_classes`."""
+    """The keys of a `UNet2DModel`, with diffusers' defaults; `num_class_embeds` is called `num_classes` here."""
 
     type: Literal["unet2d"]
-    num_train_timesteps: NumTimesteps = 1000  # it is conditioned on one of these timesteps
+    num_train_timesteps: NumTimesteps = 1000  # T; it is conditioned on a timestep up to T - 1, not always an integer
     center_input_sample: bool = False
     time_embedding_type: Literal["positional"] = "positional"
     time_embedding_dim: Size | None = None
@@ -46,7 +46,7 @@ class UNet2DSettings(NetworkSettings):
     add_attention: bool = True
 
     def check(self, image_size: int) -> None:
-        """Raises ValueError if the network cannot halve such images often enough, or its norms do not fit."""
+        """Raises ValueError if the network cannot halve such images often enough, or groups do not divide channels."""
         channels, levels = self.block_out_channels, len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types"):
             if len(getattr(self, name)) != levels:
@@ -73,8 +73,9 @@ class UNet2DSettings(NetworkSettings):
 class UNet2D(nn.Module):
     """v(z, timestep[, label]), or eps or x, by a `UNet2DModel`. The attributes are those of `Network`.
 
-    The class and the guidance scale are embedded here, as in our U-Net, and their sum takes the place of the class
-    embedding of a `UNet2DModel`. So the unconditional embedding is zero. Its dropout ignores `first_example`.
+    The class and the guidance scale are embedded here, and their sum takes the place of the class embedding of a
+    `UNet2DModel`. As in our U-Net, the unconditional embedding is zero. The dropout of a `UNet2DModel` ignores
+    `first_example`.
     """
 
     def __init__(self, settings: UNet2DSettings, *, image_size: int, num_channels: int, takes_guidance: bool = False):

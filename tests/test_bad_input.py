@@ -134,7 +134,7 @@ BAD = [
     (f"distill.py {TEACH} --distillation_iterations -1", "argument --distillation_iterations: should be a positive"),
     (
         f"distill.py {TEACH} --initial_sampling_steps 12 --distillation_iterations 4",
-        "--initial_sampling_steps 12: cannot be halved for 4 --distillation_iterations, at most for 3",
+        "--initial_sampling_steps 12: allows at most 3 --distillation_iterations; 4 need a multiple of 8",
     ),
     (
         f"distill.py {TEACH} --initial_sampling_steps 8 --distillation_iterations 1",

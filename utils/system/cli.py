@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         """Adds the flags of a script that trains with the settings of a section of the configuration."""
         self.add_config_path()
         self.add_argument("--output_dir", metavar="FOLDER", help=f"where everything is written (default: {output_dir})")
-        self.add_override("--batch_size", f"{section}.batch_size", "images a step")
+        self.add_override("--batch_size", f"{section}.batch_size", "images per step")
         every = "save_and_sample_every_n"
         self.add_override(f"--{every}", f"{section}.{every}", "steps between checkpoints")
         self.add_override("--seed", "seed", "seed of weights, data order, noise and samples")
