@@ -1,6 +1,6 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
 # make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
-# make fashion     clothes, with guidance; four times as long as the lesson; downloads 30 MB the first time
+# make fashion     clothes, with guidance; two to three times as long as the lesson; downloads 30 MB the first time
 # make notebook    runs both notebooks of docs/, after the lesson
 # make pretrained  replaces the models of pretrained/ and of the page by those of the lesson
 # make page        the page that samples digits in a browser, as a folder for any web server; needs npm
