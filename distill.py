@@ -61,7 +61,7 @@ def distill(run: Run) -> None:
     n = stage.sampling.steps
     teacher = run.teacher()
     student = run.add_trainer("model", stage.initial_model(run.device))  # starts with the teacher's weights
-    for _ in run.steps():  # saves, logs and stops between steps
+    for _ in run.steps():  # between steps: logs, saves, and stops if interrupted
         i = 1 + (stratified(batch_size) * n).long()  # t = i/N, i in {1, ..., N}
         s = random_scales(stage.guidance, batch_size)
         for part in student.micro_batches():  # this rank's shard of the global batch, in slices
@@ -74,9 +74,9 @@ def distill(run: Run) -> None:
 
 
 def convert(run: Run) -> None:
-    """Before the first halving: a student that predicts v, or takes the guidance scale, learns from one that does not.
+    """Before the first halving: a student predicts v, or takes the guidance scale, where its teacher does not.
 
-    Algorithm 1 of Meng et al. 2022: at every time t in (0, 1], the student learns to predict the teacher's v.
+    Algorithm 1 of Meng et al. 2022: at all times, not only at t = i/N, the student learns to predict the teacher's v.
     """
     stage, batch_size = run.stage, run.stage.settings.batch_size
     teacher = run.teacher()

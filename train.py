@@ -36,7 +36,7 @@ def train(run: Run) -> None:
     """Algorithm 1: the network learns to predict the v of a noised image."""
     settings = run.stage.settings
     trainer = run.add_trainer("model", run.stage.initial_model(run.device))
-    for _ in run.steps():  # saves, logs and stops between steps
+    for _ in run.steps():  # between steps: logs, saves, and stops if interrupted
         t = stratified(settings.batch_size)  # of the global batch
         dropped = torch.rand(settings.batch_size) < settings.class_dropout
         for part in trainer.micro_batches():  # this rank's shard of the global batch, in slices

@@ -93,8 +93,8 @@ class GroupNorm(nn.GroupNorm):
 class _NormalizeScaleShift(torch.autograd.Function):
     """y = (h - mean) / deviation * gain + bias, with the mean and deviation of each group of channels of an image.
 
-    That is a h + b, with a and b for each image and channel, and the gradient of h is linear in h and in that of y. So
-    both take only a few passes over the pixels in bfloat16, with float32 sums. The mean, rounded to bfloat16, is
+    That is y = a h + b, with one a and one b for each image and channel; likewise dh = p dy + q h + r. So forward and
+    backward take only a few passes over the pixels in bfloat16, with float32 sums. The mean, rounded to bfloat16, is
     subtracted first; otherwise rounding the squares of values far from zero would swamp the variance.
     """
 

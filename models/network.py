@@ -15,7 +15,7 @@ NumClasses = Annotated[int, Field(ge=0, le=2**20)]
 class Network(Protocol):
     """An `nn.Module` that predicts v, eps or x."""
 
-    bfloat16: bool  # whether it computes in bfloat16 where that is safe; weights, inputs and output stay float32
+    bfloat16: bool  # whether it computes in bfloat16 where that is safe; inputs, output and trained weights are float32
     timesteps: int | None  # T if it is conditioned on the timestep k = T t - 1 of a process, None if on logsnr
     first_example: int | Tensor  # the index in the global batch of the first image of the next call, for `Dropout`
 

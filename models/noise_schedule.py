@@ -5,7 +5,8 @@ Time runs from t = 0 (data) to t = 1 (noise). At time t the noised image is
     z = alpha x + sigma eps,    alpha^2 = sigmoid(logsnr),  sigma^2 = sigmoid(-logsnr)
 
 Since alpha^2 + sigma^2 = 1, the pair is a point on the unit circle: alpha = cos(angle), sigma = sin(angle)
-with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). The rest of the code needs only the angle.
+with angle = atan(sigma / alpha) = atan(exp(-logsnr / 2)) in (0, pi/2). Noising, DDIM and distillation need only the
+angle; networks and the ancestral sampler also take logsnr.
 
 Every schedule is an invertible function of continuous time, defined at every t. Times must be float64: in float32 the
 cosine of the angle near t = 1 has a relative error of 1e-3.

@@ -93,9 +93,9 @@ class AttentionBlock(nn.Module):
 class UNet(nn.Module):
     """v(z, logsnr[, label]), or eps or x: whatever it is trained to predict. The attributes are those of `Network`.
 
-    If `bfloat16` is set, convolutions and attention run in bfloat16. Everything else is float32 in any case: the
-    weights, the embedding of the noise level, the norms' statistics, and the layers from the last norm on, where
-    rounding would remain visible in the sample.
+    If `bfloat16` is set, the layers up to the last norm compute in bfloat16. These stay float32: the embedding of the
+    noise level, the statistics of the norms, and the layers from the last norm on, where rounding would remain visible
+    in the sample. Weights stay float32 in training; `for_inference` casts those of the bfloat16 layers.
 
     The sinusoids of the noise angle have long periods: with a `time_scale` of 1 the network is hardly conditioned on
     the time, yet the loss hardly shows it. (The authors' scale: 1000.)
