@@ -1,7 +1,7 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
 # make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
 # make fashion     clothes, with guidance; two to three times as long as the lesson; downloads 30 MB the first time
-# make notebook    runs both notebooks of docs/, after the lesson
+# make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
 # make pretrained  replaces the models of pretrained/ and of the page by those of the lesson
 # make page        the page that samples digits in a browser, as a folder for any web server; needs npm
 # make serve       the page, on this machine
@@ -46,8 +46,10 @@ evaluate: $(LAST_STUDENT)
 fashion: $(FASHION_PICTURE)
 	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"
 
-notebook: $(LAST_STUDENT) .venv/notebook-installed
-	$(BIN)/jupyter execute --inplace docs/1_method.ipynb docs/2_digits.ipynb
+notebook: .venv/notebook-installed
+	$(BIN)/jupyter execute --inplace docs/1_method.ipynb
+	$(MAKE) $(LAST_STUDENT)
+	$(BIN)/jupyter execute --inplace docs/2_digits.ipynb
 
 pretrained: $(LAST_STUDENT) .venv/tests-installed
 	rm -f pretrained/mnist-*.safetensors

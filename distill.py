@@ -2,7 +2,7 @@
 
     python distill.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
       --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
-      --initial_sampling_steps 512 --distillation_iterations 7
+      --initial_sampling_steps 512 --distillation_iterations 10
 
 An N-step student learns to do in one step what its teacher does in two; then it becomes the teacher of an N/2-step
 student. The same command resumes an interrupted run; a larger --distillation_iterations adds students.

@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    help = "the diffusion-<step>.pt to sample; this or --compare is required"
+    help = "the checkpoint to sample, diffusion-<step>.pt or .safetensors; this or --compare is required"
     what.add_argument("--checkpoint", metavar="CHECKPOINT", help=help)
     help = "several checkpoints to sample from the same noise, one panel each (default of STEPS: the checkpoint's own)"
     what.add_argument("--compare", nargs="+", metavar="CHECKPOINT:STEPS", help=help)

@@ -32,15 +32,15 @@ def per_image(value: Tensor) -> Tensor:
     return value.float()[:, None, None, None]
 
 
-def rotate(a: Tensor, b: Tensor, phi: Tensor) -> Tensor:
-    """cos(phi) a + sin(phi) b."""
-    return per_image(phi.cos()) * a + per_image(phi.sin()) * b
+def rotate(z: Tensor, v: Tensor, angle: Tensor) -> Tensor:
+    """cos(angle) z - sin(angle) v."""
+    return per_image(angle.cos()) * z - per_image(angle.sin()) * v
 
 
 def ddim_step(network: nn.Module, z: Tensor, label: Tensor, i: Tensor, n: int) -> Tensor:
     """One DDIM step from t = i/n to (i - 1)/n: z' = cos(d) z - sin(d) v."""
     phi, d = step_angles(i, n)
-    return rotate(z, -network(z, phi, label), d)
+    return rotate(z, network(z, phi, label), d)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def sample(network: nn.Module, z: Tensor, label: Tensor, n: int) -> Tensor:
 def training_loss(network: nn.Module, x: Tensor, label: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """Algorithm 1: the squared error of v at times t in (0, 1]."""
     phi = angle(t)
-    z, v = rotate(x, eps, phi), rotate(eps, -x, phi)
+    z, v = rotate(x, -eps, phi), rotate(eps, x, phi)
     return F.mse_loss(network(z, phi, label), v)
 
 
@@ -63,7 +63,7 @@ def distillation_loss(
 ) -> Tensor:
     """Algorithm 2: step i of the student's n, i in {1, ..., n}, must lead where two steps of its teacher lead."""
     phi, d = step_angles(i, n)
-    z = rotate(x, eps, phi)
+    z = rotate(x, -eps, phi)
     with torch.no_grad():
         z_half = ddim_step(teacher, z, label, 2 * i, 2 * n)
         z_end = ddim_step(teacher, z_half, label, 2 * i - 1, 2 * n)
@@ -125,7 +125,7 @@ def main(training_steps: int = 6000, student_steps: int = 600, size: int = 32) -
     teacher = Network()
     optimizer = torch.optim.Adam(teacher.parameters(), betas=(0.9, 0.99))
     for step in range(training_steps):
-        loss = training_loss(teacher, *batch(), t=1 - torch.rand(size, dtype=torch.float64))
+        loss = training_loss(teacher, *batch(), t=1 - torch.rand(size, dtype=torch.float64))  # t > 0
         update(optimizer, loss, learning_rate=2e-3 * (1 - step / training_steps))
         if step % 200 == 0:
             print(f"teacher, step {step}: loss {loss.item():.4f}", flush=True)

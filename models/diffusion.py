@@ -141,7 +141,7 @@ def step_angles(schedule: NoiseSchedule, i: Tensor, num_steps: int) -> tuple[Ten
     """The angles at which step i of `num_steps` (N) begins and ends: those of t = i/N and t = (i - 1)/N.
 
     i in {1, ..., N} is float64; samplers count it down. The last step, i = 1, ends at the angle 0, not at the
-    schedule's smallest angle: a rotation by the whole remaining angle returns x itself.
+    schedule's smallest angle (4.5e-5 by default): a rotation by the whole remaining angle returns x itself.
     """
     end = schedule.angle((i - 1) / num_steps)
     return schedule.angle(i / num_steps), torch.where(i == 1, torch.zeros_like(end), end)
@@ -152,8 +152,8 @@ def distillation_target(
 ) -> Tensor:
     """The v that a student of `num_steps` (N) steps must predict at z, at time t = i/N, i in {1, ..., N} [B].
 
-    Algorithm 2 of the paper: the teacher takes two DDIM steps of 0.5/N, from z to z''; the student must get there in
-    one. A step of angle d gives z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
+    Algorithm 2 of the paper: the teacher takes two DDIM steps, each of 0.5/N in time, from z to z''; the student must
+    land there in one. A step of angle d gives z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
     """
     i = i.double()
     z_end = z

@@ -128,10 +128,9 @@ class Checkpoint(Metadata):
             return self.class_names.index(name)
         if name.isascii() and name.isdigit() and int(name) < len(self.class_names):
             return int(name)
-        close = [] if name.isdigit() else difflib.get_close_matches(name, self.class_names, n=1)
+        close = [f"did you mean {other}? " for other in difflib.get_close_matches(name, self.class_names, n=1)]
         known = f"its classes are {first_of(self.class_names)}" if self.class_names else "it is unconditional"
-        hint = f"did you mean {close[0]}?" if close else known
-        raise InputError(f"class {name}: {self.path} has no such class; {hint}")
+        raise InputError(f"class {name}: {self.path} has no such class; {''.join(close)}{known}")
 
     def require_same_model(self, config: Config, config_name: str) -> None:
         """Raises InputError if its weights would mean something else under the configuration."""
@@ -211,7 +210,8 @@ def save_safetensors(path: Path, checkpoint: Checkpoint, *, half: bool = False) 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `diffusion-<step>.pt`, or a safetensors file. Raises InputError if it is damaged or inconsistent."""
     path = Path(path)
-    if not exists(path) and (others := find_files(path.parent, "diffusion-*.pt")):
+    others = find_files(path.parent, "diffusion-*.pt") + find_files(path.parent, f"*{SAFETENSORS}")
+    if others and not exists(path):
         raise InputError(f"{path}: cannot be read: No such file; there are {first_of([each.name for each in others])}")
     try:
         if path.suffix == SAFETENSORS:
