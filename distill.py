@@ -74,7 +74,7 @@ def distill(run: Run) -> None:
 
 
 def convert(run: Run) -> None:
-    """Before the first halving: a student predicts v, or takes the guidance scale, where its teacher does not.
+    """Before the first halving: trains a student to predict v, or to take the guidance scale, if its teacher does not.
 
     Algorithm 1 of Meng et al. 2022: at all times, not only at t = i/N, the student learns to predict the teacher's v.
     """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.diffusion import UNCONDITIONAL
 
-GUIDANCE_SCALE = 100.0  # the guidance scale times this enters the sinusoids: scales of 1 to 4 span many periods
+GUIDANCE_FACTOR = 100.0  # s is multiplied by it before the sinusoids, so that s from 1 to 4 spans many periods
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -64,7 +64,7 @@ def guidance_layers(features: int, embedding: int) -> nn.Sequential:
 
 def embed_guidance(layers: nn.Sequential, scale: Tensor, features: int) -> Tensor:
     """Guidance scales [B] as vectors [B, E]."""
-    return layers(sinusoids(scale * GUIDANCE_SCALE, features))
+    return layers(sinusoids(scale * GUIDANCE_FACTOR, features))
 
 
 class GroupNorm(nn.GroupNorm):

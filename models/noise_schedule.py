@@ -104,7 +104,7 @@ class DiscreteSchedule(NoiseSchedule):
         return torch.lerp(self.table[index], self.table[index + 1], position - before)
 
     def time(self, logsnr: Tensor) -> Tensor:  # noqa: D102
-        table = self.table.to(logsnr)  # T t counts the intervals, the last one fractionally, that lie above logsnr
+        table = self.table.to(logsnr)  # T t is the number of intervals above logsnr, the last counted fractionally
         intervals = (table[:-1] - logsnr[..., None]) / (table[:-1] - table[1:]).clamp(min=1e-12)
         return intervals.clamp(0, 1).sum(-1) / len(self.betas)
 

@@ -20,7 +20,7 @@ class UNet2DSettings(NetworkSettings):
     """The keys of a `UNet2DModel`, with diffusers' defaults; `num_class_embeds` is called `num_classes` here."""
 
     type: Literal["unet2d"]
-    num_train_timesteps: NumTimesteps = 1000  # T; it is conditioned on a timestep up to T - 1, not always an integer
+    num_train_timesteps: NumTimesteps = 1000  # T; a timestep is at most T - 1, and not necessarily an integer
     center_input_sample: bool = False
     time_embedding_type: Literal["positional"] = "positional"
     time_embedding_dim: Size | None = None
@@ -73,7 +73,7 @@ class UNet2DSettings(NetworkSettings):
 class UNet2D(nn.Module):
     """v(z, timestep[, label]), or eps or x, by a `UNet2DModel`. The attributes are those of `Network`.
 
-    The class and the guidance scale are embedded here, and their sum takes the place of the class embedding of a
+    The class and the guidance scale are embedded here, and the sum of both takes the place of the class embedding of a
     `UNet2DModel`. As in our U-Net, the unconditional embedding is zero. The dropout of a `UNet2DModel` ignores
     `first_example`.
     """
