@@ -1,9 +1,9 @@
 """Samplers: from noise at t = 1 to images at t = 0 in N equal steps of time. `SAMPLERS` lists them.
 
 All take a model, the noise z [B, C, H, W] and the number of steps, and return images [B, C, H, W]; the last step
-returns the model's x. `clip` clips x to [-1, 1] in every step (and DDIM recomputes v to match). That may help a
-teacher. A student's x is whatever makes its step land on its teacher's z''; clipping would move the end of the step, so
-students are not clipped. (The paper: Salimans & Ho 2022.)
+returns the model's x. `clip` clips x to [-1, 1] in every step (and DDIM recomputes v to match). That is common for
+teachers. A student's x is whatever makes its step land on its teacher's z''; clipping would move the end of the step,
+so students are not clipped. (The paper: Salimans & Ho 2022.)
 """
 
 from collections.abc import Callable
