@@ -21,8 +21,8 @@ def angle(t: Tensor) -> Tensor:
     return torch.pi / 2 * t + 4.539992976e-5 * (1 - 2 * t)  # atan(exp(-10)) = 4.54e-5
 
 
-def step_angles(i: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The angle at which step i of n begins, that of t = i/n, and its length d. The last step, i = 1, returns x."""
+def angle_and_length(i: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The angle phi of t = i/n, where step i of n begins, and the length d of the step. The last step ends at 0."""
     phi, end = angle(i.double() / n), torch.where(i == 1, 0.0, angle((i.double() - 1) / n))
     return phi, phi - end
 
@@ -39,7 +39,7 @@ def rotate(z: Tensor, v: Tensor, angle: Tensor) -> Tensor:
 
 def ddim_step(network: nn.Module, z: Tensor, label: Tensor, i: Tensor, n: int) -> Tensor:
     """One DDIM step from t = i/n to (i - 1)/n: z' = cos(d) z - sin(d) v."""
-    phi, d = step_angles(i, n)
+    phi, d = angle_and_length(i, n)
     return rotate(z, network(z, phi, label), d)
 
 
@@ -62,7 +62,7 @@ def distillation_loss(
     student: nn.Module, teacher: nn.Module, x: Tensor, label: Tensor, eps: Tensor, i: Tensor, n: int
 ) -> Tensor:
     """Algorithm 2: step i of the student's n, i in {1, ..., n}, must lead where two steps of its teacher lead."""
-    phi, d = step_angles(i, n)
+    phi, d = angle_and_length(i, n)
     z = rotate(x, -eps, phi)
     with torch.no_grad():
         z_half = ddim_step(teacher, z, label, 2 * i, 2 * n)
@@ -102,7 +102,7 @@ class Network(nn.Module):
         h = self.conv_in(F.pixel_unshuffle(z, 2))
         for block in self.blocks:
             h = block(h, embedding)
-        return F.pixel_shuffle(self.conv_out(h), 2) + self.skip(embedding)[:, :, None, None] * z  # v is mostly like z
+        return F.pixel_shuffle(self.conv_out(h), 2) + self.skip(embedding)[:, :, None, None] * z  # v's share of z
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
