@@ -21,7 +21,7 @@ from utils.system import cli
 from utils.system.errors import InputError
 from utils.training.run import Run
 from utils.training.session import Session
-from utils.training.stage import distillation_stages
+from utils.training.stage import distillation_stages, plan_of
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -102,6 +102,7 @@ def main() -> None:
     teacher.require_teacher_of(students[0])
     folder = Path(arguments.output_dir or Path("output", "distilled", Path(arguments.config_path).stem))
     stages = distillation_stages(config, folder, teacher, students)
+    print(plan_of(config.distillation, students))
     with Session(arguments, folder, stages) as session:
         for stage in stages:
             run = session.open(replace(stage, parent=teacher))

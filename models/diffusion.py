@@ -153,16 +153,21 @@ def distillation_target(
     """The v that a student of `num_steps` (N) steps must predict at z, at time t = i/N, i in {1, ..., N} [B].
 
     Algorithm 2 of the paper: the teacher takes two DDIM steps, each of 0.5/N in time, from z to z''; the student must
-    land there in one. A step of angle d gives z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d).
+    land there in one. A step of angle d gives z'' = cos(d) z - sin(d) v, so v* = (cos(d) z - z'') / sin(d). With the
+    teacher's steps, d = d1 + d2, inserted, most of z cancels:
+
+        v* = (cos(d2) sin(d1) v1 + sin(d2) v2 - sin(d1) sin(d2) z) / sin(d)
+
+    In float32, the difference cos(d) z - z'' would lose everything where d is tiny.
     """
     i = i.double()
-    z_end = z
-    for teacher_i in (2 * i, 2 * i - 1):
-        begin, end = step_angles(teacher.schedule, teacher_i, 2 * num_steps)
-        z_end = rotate(z_end, teacher.v(z_end, teacher_i / (2 * num_steps), label), begin - end)
-    begin, end = step_angles(teacher.schedule, i, num_steps)
-    d = begin - end
-    return (per_image(d.cos(), z) * z - z_end) / per_image(d.sin(), z)
+    begin, middle = step_angles(teacher.schedule, 2 * i, 2 * num_steps)
+    end = step_angles(teacher.schedule, i, num_steps)[1]
+    d1, d2 = begin - middle, middle - end
+    v1 = teacher.v(z, i / num_steps, label)
+    v2 = teacher.v(rotate(z, v1, d1), (2 * i - 1) / (2 * num_steps), label)
+    weights = d2.cos() * d1.sin(), d2.sin(), -d1.sin() * d2.sin()
+    return sum(per_image(weight / (d1 + d2).sin(), z) * each for weight, each in zip(weights, (v1, v2, z), strict=True))
 
 
 def distillation_loss(

@@ -75,6 +75,12 @@ network:
     assert config.network.features == 128
 
 
+@pytest.mark.parametrize(("text", "number"), [("010", 10), ("+0064", 64), ("08", 8)])
+def test_numbers_are_decimal(tmp_path, text, number):
+    config = load(tmp_path, f"{MINIMAL}seed: {text}\ndistillation: {{learning_rate: {{default: 1e-3, 016: 2e-3}}}}")
+    assert config.seed == number and config.distillation.of_student(16)[1] == 2e-3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -94,6 +100,15 @@ network:
         ),
         (MINIMAL + "training: {qqq: 3}", "x.yaml: training.qqq: unknown key; the keys here are batch_size, "),
         (MINIMAL + "training: {batch_size: '64'}", "x.yaml: training.batch_size: should be a valid integer, not '64'"),
+        (
+            MINIMAL + "training: {batch_size: 1:30}",
+            "x.yaml: training.batch_size: should be a valid integer, not '1:30'",
+        ),
+        (
+            MINIMAL + "training: {batch_size: 0x40}",
+            "x.yaml: training.batch_size: should be a valid integer, not '0x40'",
+        ),
+        (MINIMAL + "training: {learning_rate: 1:30.5}", "learning_rate: should be a valid number, not '1:30.5'"),
         (MINIMAL + "training: {batch_size: 6.5}", "x.yaml: training.batch_size: should be a valid integer, not 6.5"),
         (MINIMAL + "training: {batch_size: true}", "x.yaml: training.batch_size: should be a valid integer, not True"),
         (MINIMAL + "training: {batch_size: 0}", "x.yaml: training.batch_size: should be greater than 0, not 0"),
@@ -191,6 +206,15 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_configuration_survives_being_saved(tmp_path):
     config = load(tmp_path, MINIMAL + "distillation: {num_training_steps_per_iteration: {default: 10, 8: 99}}")
     assert Config.model_validate(config.model_dump()) == config
+
+
+def test_test_images_are_not_among_the_training_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root, test_root in (("~/a", tmp_path / "a/test"), (tmp_path / "a", "~/a"), (tmp_path / "a/train", "~/a")):
+        data = f"data: {{name: folder, root: '{root}', test_root: '{test_root}', image_size: 32, num_channels: 1}}"
+        with pytest.raises(InputError, match=r"data.test_root: must not be inside data.root, or the other way round"):
+            load(tmp_path, data)
+    load(tmp_path, data.replace("'~/a'", "'~/ab'"))
 
 
 def test_differences_are_named():

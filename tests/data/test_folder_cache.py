@@ -230,7 +230,7 @@ def test_a_kill_leaves_nothing_half_and_two_at_once_prepare_it_once(root, tmp_pa
     for i in range(300):
         write_image(root / f"birds/{i}.png", 300, 300, i % 256)
     killed, cache = prepare(tmp_path), tmp_path / "data/cache"
-    while not any(path.stat().st_size for path in cache.glob(".*.uint8.tmp")):
+    while not any(path.stat().st_size for path in cache.glob(".*.uint8.*.tmp")):
         assert killed.poll() is None
         time.sleep(0.002)
     workers = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()

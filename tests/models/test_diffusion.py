@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from golden_numbers import DTYPES, assert_golden, stand_in, tensor
@@ -79,6 +81,15 @@ def test_the_target_lands_where_the_teacher_does(golden, schedule):
         z_teacher = add_noise(x, eps, torch.where(s == 0, 0, schedule.angle(s)))
     begin, end = step_angles(schedule, i.double(), num_steps)
     torch.testing.assert_close(rotate(z, target, begin - end), z_teacher)
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), LinearSchedule()])
+@pytest.mark.parametrize("num_steps", [1, 8, 512])
+def test_the_target_in_float32_is_that_in_float64_even_where_steps_are_tiny(golden, schedule, num_steps):
+    teacher = replace(stand_in(golden, "teacher", "v"), schedule=schedule)
+    z, i = torch.randn(64, 1, 4, 4, dtype=torch.float64), torch.linspace(1, num_steps, 64).round().long()
+    exact = distillation_target(teacher, z, i, num_steps)
+    assert (distillation_target(teacher, z.float(), i, num_steps) - exact).abs().max() < 1e-5
 
 
 def test_a_perfect_student_has_no_loss(golden):

@@ -64,7 +64,7 @@ def train(folder: Path, name: str) -> subprocess.Popen:
 
 def test_prepared_once_whatever_happens(folder):
     killed = train(folder, "killed")
-    while sum(path.stat().st_size for path in folder.glob("data/cache/.*.uint8.tmp")) < 10_000_000:
+    while sum(path.stat().st_size for path in folder.glob("data/cache/.*.uint8.*.tmp")) < 10_000_000:
         assert killed.poll() is None
         time.sleep(0.01)
     os.killpg(killed.pid, signal.SIGKILL)

@@ -60,6 +60,15 @@ def test_ten_skipped_steps_in_a_row_stop_the_run_and_the_last_checkpoint_stands(
     assert state["step"] == 20 and torch.isfinite(state["trainers"]["model"]["network"]["weight"])
 
 
+def test_skipped_steps_stop_a_run_that_is_hardly_ever_logged(tmp_path):
+    run, taken = make_run(tmp_path, log_every_n=1000, save_and_sample_every_n=1000), []
+    with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row, up to step 20 or before"):
+        for step in run.steps():
+            taken.append(step)
+            step_down(run.trainers["model"], run.trainers["model"].network.weight * (math.nan if step >= 4 else 1))
+    assert len(taken) == 20
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_finishes_the_step_and_saves(tmp_path, signum):
     run, before = make_run(tmp_path / "stopped"), signal.getsignal(signum)

@@ -15,6 +15,7 @@ from models.noise_schedule import betas_at
 from utils.checkpoints.checkpoint import Checkpoint
 from utils.checkpoints.from_diffusers import PREDICTIONS
 from utils.system.errors import InputError
+from utils.system.files import temporary_name
 
 MOST_ROUNDING = 1e-3  # of the noise angle
 
@@ -91,11 +92,10 @@ def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
     )
     _require_precise(checkpoint.path, scheduler, model, steps)
     folder = folder.absolute()
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(folder)
     try:
         DDIMPipeline(unet, scheduler).save_pretrained(temporary)
-        (temporary / "README.md").write_text(_card(checkpoint, steps, scale, folder.name))
+        (temporary / "README.md").write_text(_card(checkpoint, steps, scale, folder.name), encoding="utf-8")
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error

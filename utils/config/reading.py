@@ -21,7 +21,7 @@ MOST_NODES, DEEPEST = 12_000, 16
 
 
 class _Loader(yaml.SafeLoader):
-    """A SafeLoader with limits that reads 1e-4 as a number, and refuses duplicate keys."""
+    """A SafeLoader with limits that reads 1e-4 and 010 as decimal numbers, and refuses duplicate keys."""
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -54,10 +54,17 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return node
 
+    def construct_decimal(self, node: yaml.ScalarNode) -> int | float | str:
+        """A decimal number; otherwise the text, which no key takes. (In YAML 1.1, 010 is 8, and 1:30 is 90.)"""
+        text = self.construct_scalar(node)
+        if re.fullmatch(r"[-+]?\d+", text):
+            return int(text)
+        return text if re.search("[:_xb]", text) else self.construct_yaml_float(node)
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+
+for _tag, _form in (("int", r"[-+]?\d+"), ("float", r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^{_form}$"), list("-+0123456789"))
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.construct_decimal)
 
 
 def _keys_at(location: tuple[int | str, ...], section: Any) -> list[str]:

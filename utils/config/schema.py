@@ -280,9 +280,13 @@ class Config(Section):
     def fits_together(self) -> "Config":
         """Checks what depends on more than one key."""
         self.network.check(self.data.image_size)
-        root, test_root = self.data.root, self.data.test_root
-        if self.data.name == "folder" and test_root and Path(test_root).resolve().is_relative_to(Path(root).resolve()):
-            raise ValueError("data.test_root: must not be inside data.root: the test images would be training images")
+        if self.data.name == "folder" and self.data.test_root:
+            root, test_root = (Path(path).expanduser().resolve() for path in (self.data.root, self.data.test_root))
+            if root in (test_root, *test_root.parents) or test_root in root.parents:
+                raise ValueError(
+                    "data.test_root: must not be inside data.root, or the other way round: some images "
+                    "would be both training and test images"
+                )
         timesteps, betas = getattr(self.network, "num_train_timesteps", None), self.diffusion.betas
         if timesteps and betas and timesteps != betas.num_train_timesteps:
             raise ValueError(

@@ -126,7 +126,7 @@ def _read_index(path: Path, folder: Folder) -> Index | None:
 def _prepare(path: Path, folder: Folder) -> Index:
     """Decodes all images and writes both files; deletes those of an earlier state of the same folder."""
     prefix = glob.escape(folder.prefix())
-    delete_files(CACHE, ".*.uint8.tmp", f"{prefix}-*.json", f"{prefix}-*.uint8")
+    delete_files(CACHE, ".*.uint8.*.tmp", f"{prefix}-*.json", f"{prefix}-*.uint8")
     counts, broken = dict.fromkeys((file.class_name for file in folder.files), 0), []
 
     def write(file: BinaryIO) -> None:

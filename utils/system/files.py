@@ -7,6 +7,7 @@ rank: see utils/data/datasets.py.)
 import errno
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -23,6 +24,11 @@ LOCK_NAME = ".lock"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # answers of shared disks that do not support locks
 
 
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside a path that no other process uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 @on_rank_zero
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Calls `write` with a temporary file beside `path`, then renames it: a kill leaves the old file or the new one.
@@ -30,7 +36,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     When this returns, the file and its name are on the disk. Raises InputError if the disk is full, the folder is not
     writable, or the like; the old file is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
@@ -108,7 +114,7 @@ def remove_if_empty(folder: Path) -> None:
 @on_rank_zero
 def prepare_folder(folder: Path) -> None:
     """Creates the folder if it is missing, and tests that it is writable. Raises InputError if it is not."""
-    probe = folder / ".writable.tmp"
+    probe = temporary_name(folder / "writable")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()

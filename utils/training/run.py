@@ -97,6 +97,8 @@ class Run:
                 yield self.step
                 self.step += 1
                 bar.update()
+                if self.step % MOST_SKIPPED_IN_A_ROW == 0:  # not at every step, for which a GPU would be waited for
+                    self._require_finite()
                 if self._is_due(settings.log_every_n) or self._is_due(settings.save_and_sample_every_n):
                     bar.set_postfix(loss=self._log(), refresh=False)
                 self._stop_at_signal(save_after_minutes=settings.checkpoint_every_minutes)
@@ -117,21 +119,25 @@ class Run:
         if signum:
             raise Interrupted(signum, f"{self.folder}, after step {self.step}")
 
-    def _start_interval(self) -> None:
-        self._interval_start, self._interval_step = time.perf_counter(), self.step
-
-    def _log(self) -> str:
-        """Logs the means since the last call; returns the loss. Raises InputError if too many steps were skipped."""
-        count, scalars, losses = self.step - self._interval_step, {}, []
-        for name, trainer in self.trainers.items():
-            loss, norm, taken = trainer.take_metrics()
-            rate = trainer.learning_rate(trainer.step - 1)
+    def _require_finite(self) -> None:
+        """Raises InputError if too many steps were skipped."""
+        for trainer in self.trainers.values():
             if trainer.most_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
                 raise InputError(
                     f"{self.folder}: the loss was not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step "
                     f"{self.step} or before: stopped; the last checkpoint is unchanged. Try --restart with a smaller "
-                    f"learning_rate (it was {rate:g})"
+                    f"learning_rate (it was {trainer.learning_rate(trainer.step - 1):g})"
                 )
+
+    def _start_interval(self) -> None:
+        self._interval_start, self._interval_step = time.perf_counter(), self.step
+
+    def _log(self) -> str:
+        """Logs the means since the last call; returns the loss."""
+        count, scalars, losses = self.step - self._interval_step, {}, []
+        for name, trainer in self.trainers.items():
+            loss, norm, taken = trainer.take_metrics()
+            rate = trainer.learning_rate(trainer.step - 1)
             found = {"loss": loss, "gradient_norm": norm, "skipped_steps": count - taken, "learning_rate": rate}
             prefix = "" if name == "model" else f"{name}/"
             scalars |= {prefix + key: value for key, value in found.items()}

@@ -13,7 +13,7 @@ from utils.data.datasets import load_data
 from utils.data.images import ImageData
 from utils.system import cli, distributed
 from utils.system.errors import InputError
-from utils.system.files import exists, locked, prepare_folder, remove_if_empty
+from utils.system.files import delete_files, exists, locked, prepare_folder, remove_if_empty
 from utils.training.loggers import require_loggers
 from utils.training.run import Run
 from utils.training.stage import Stage, require_same_stages, stage_folders
@@ -57,6 +57,7 @@ class Session(ExitStack):
         if self._data is None:
             self._begin()
         prepare_folder(stage.folder)
+        delete_files(stage.folder, ".*.tmp")  # that a kill has left
         self._data, self._compute = data, compute.as_dict()
         print(f"{stage.title} on {compute}, from step {run.step}, {len(data)} images, writing to {stage.folder}")
         return run

@@ -13,7 +13,7 @@ import torch
 
 from models.diffusion import Diffusion, Prediction
 from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Checkpoint, Metadata, TrainedOn, build_model
-from utils.config.schema import Config, Optimization, SamplerSettings
+from utils.config.schema import Config, Distillation, Optimization, SamplerSettings
 from utils.system.errors import InputError, counted
 from utils.system.files import exists, find_files
 from utils.system.seeds import seed_of
@@ -139,6 +139,24 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
         )
         stages.append(stage)
     return stages
+
+
+def plan_of(settings: Distillation, students: list[int]) -> str:
+    """What each student gets, as text: keys of the configuration that are no student's number are easily overlooked."""
+    plan: dict[tuple[int, float], list[str]] = {}
+    for n in students:
+        plan.setdefault(settings.of_student(n), []).append(str(n))
+    parts = [f"{', '.join(names)}: {counted(count, 'step')} at {rate:g}" for (count, rate), names in plan.items()]
+    keys = {**settings.num_training_steps_per_iteration, **settings.learning_rate}.keys() - {"default"}
+    unused = [str(n) for n in sorted(keys, reverse=True) if _odd_part(n) != _odd_part(students[0])]
+    if unused:
+        parts.append(f"note: {', '.join(unused)} in the configuration are not the steps of any student")
+    return f"training steps and learning rate of the students of {'; '.join(parts)}"
+
+
+def _odd_part(n: int) -> int:
+    """What is left of n when it is halved as often as possible."""
+    return n // (n & -n)
 
 
 def _annealed(learning_rate: float, num_training_steps: int) -> Callable[[int], float]:
