@@ -1,5 +1,6 @@
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -153,6 +154,24 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     with pytest.raises(InputError, match="truncated or damaged, or not a checkpoint"):
         load_checkpoint(tmp_path / "x.pt")
     assert os.listdir(tmp_path) == ["x.pt"]
+
+
+class Large:
+    def __reduce__(self):
+        return bytearray, (2**31,)
+
+
+def test_nothing_is_allocated_that_torch_save_would_not_write(path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("should have been refused before it is read"))
+    whole = path.read_bytes()
+    torch.save({"format_version": FORMAT_VERSION, "weights": Large()}, path)
+    with pytest.raises(InputError, match="truncated or damaged, or not a checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(archive.namelist()[0].replace("data.pkl", "DATA.PKL"), b"x")
+    with pytest.raises(InputError, match="truncated or damaged, or not a checkpoint"):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def load_metadata(path: Path) -> str:
         ("foreign", "not a checkpoint of this project"),
         ("no json", "metadata are not valid"),
         ("other", "its metadata are not valid: sampling"),
+        ("names", "its metadata are not valid: trained_on.class_names: 2, but config.network.num_classes is 3"),
         ("wide", "do not fit its own configuration"),
     ],
 )
@@ -102,6 +103,8 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(student, capsys, what, sai
             save_file(load_file(path), path, {"progressive_distillation": "[" * 100_000})
         case "other":
             rewrite(path, sampling={"steps": -1})
+        case "names":
+            rewrite(path, trained_on={"data_hash": "x", "class_names": ["hat", "boot"]})
         case "wide":
             config = json.loads(load_metadata(path))["config"]
             rewrite(path, config=config | {"network": config["network"] | {"features": 16}})

@@ -35,6 +35,18 @@ def test_a_lock_does_not_last_as_long_as_what_was_forked_meanwhile(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "file"
+
+    def write(file):
+        file.write(b"outer")
+        write_atomically(path, lambda other: other.write(b"inner"))
+        assert path.read_bytes() == b"inner"
+
+    write_atomically(path, write)
+    assert path.read_bytes() == b"outer" and [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 class FullDisk:
     """A file on a disk that takes no more."""
 

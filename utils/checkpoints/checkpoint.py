@@ -70,9 +70,12 @@ class Metadata(Section):
     trained_on: TrainedOn | None = None
 
     @model_validator(mode="after")
-    def _has_classes(self) -> "Metadata":
-        if self.guidance and not self.config.network.num_classes:
+    def _fits_the_classes(self) -> "Metadata":
+        num_classes, names = self.config.network.num_classes, self.trained_on.class_names if self.trained_on else []
+        if self.guidance and not num_classes:
             raise ValueError("guidance: needs classes (config.network.num_classes)")
+        if names and num_classes and len(names) != num_classes:
+            raise ValueError(f"trained_on.class_names: {len(names)}, but config.network.num_classes is {num_classes}")
         return self
 
     @property

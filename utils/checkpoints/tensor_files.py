@@ -5,6 +5,8 @@ declaring tensors that it does not contain, or from containing something unexpec
 PyTorch reads it, and every value afterwards. The library safetensors checks its files itself, but not their size.
 """
 
+import pickletools
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -20,6 +22,9 @@ from utils.system.files import require_regular_file
 
 # Limits of everything but the tensors; it has some 100 KB for 300 tensors.
 MOST_METADATA_BYTES, MOST_VALUES, DEEPEST, LONGEST_TEXT = 2**21, 50_000, 8, 4096
+# What torch.save writes for tensors: `weights_only` allows bytearray(2**31), too, and PyTorch ignores case in names.
+ENTRY = re.compile(r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.(\w+_version|\w+_alignment|data/serialization_id))")
+GLOBALS = {"torch._utils _rebuild_tensor_v2", "collections OrderedDict", "torch FloatStorage", "torch LongStorage"}
 DTYPES, HALF = {torch.float32, torch.int64}, {torch.float16, torch.bfloat16}
 
 
@@ -55,10 +60,15 @@ def _check_archive(path: Path) -> None:
             raise ValueError("not written by torch.save, or far too large")
         if archive.comment or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("compressed, or with a comment")
+        if not all(ENTRY.fullmatch(entry.filename) for entry in entries):
+            raise ValueError("unexpected names")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:
             raise ValueError("overlapping entries")
         if archive.testzip():
             raise ValueError("wrong checksum")
+        for opcode, argument, _ in pickletools.genops(archive.read(metadata[0])):
+            if opcode.name in ("STACK_GLOBAL", "INST") or (opcode.name == "GLOBAL" and argument not in GLOBALS):
+                raise ValueError("unexpected global")
 
 
 def _check_values(content: object, file_size: int) -> None:

@@ -1,0 +1,22 @@
+"""What a distillation will train."""
+
+import pytest
+
+from utils.config.schema import Distillation
+from utils.training.stage import plan_of
+
+BY_STUDENT = Distillation.model_validate(
+    {"num_training_steps_per_iteration": {"default": 20, 16: 100, 8: 400}, "learning_rate": {"default": 2e-6, 8: 1e-3}}
+)
+
+
+@pytest.mark.parametrize(
+    ("students", "plan"),
+    [
+        ([32, 16, 8], "32: 20 steps at 2e-06; 16: 100 steps at 2e-06; 8: 400 steps at 0.001"),
+        ([512, 256], "512, 256: 20 steps at 2e-06"),
+        ([24, 12], "24, 12: 20 steps at 2e-06; note: 16, 8 in the configuration are not the steps of any student"),
+    ],
+)
+def test_the_plan_says_what_each_student_gets_and_which_keys_are_no_students(students, plan):
+    assert plan_of(BY_STUDENT, students).endswith(f"of the students of {plan}")
