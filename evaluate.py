@@ -99,16 +99,19 @@ def load_both(config: Config, arguments: argparse.Namespace) -> tuple[ImageSet, 
 def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: list[Checkpoint]) -> list[Candidate]:
     """The rows of the table: the floor, the teacher, the students."""
     candidates = [TRAINING_IMAGES]
+    default_steps, first_sampler = set(TEACHER_STEPS), "ddim" if "ddim" in arguments.samplers else arguments.samplers[0]
+    if teacher.kind == "student":  # it has a number of steps of its own
+        default_steps = {teacher.sampling.steps} | {n for n in TEACHER_STEPS if n < teacher.sampling.steps}
     for guidance in dict.fromkeys(arguments.guidance):
         is_first = guidance == arguments.guidance[0]
         rows = [
             ("teacher", teacher, {"sampler": sampler, "steps": steps})
             for sampler in dict.fromkeys(arguments.samplers)
-            for steps in sorted(set(arguments.sampling_steps or TEACHER_STEPS), reverse=True)
+            for steps in sorted(set(arguments.sampling_steps or default_steps), reverse=True)
             if arguments.sampling_steps or steps > 1 or not SAMPLERS[sampler].stochastic  # in one step all are the same
         ]
         if not is_first:
-            rows = [row for row in rows if row[2]["sampler"] == "ddim"]
+            rows = [row for row in rows if row[2]["sampler"] == first_sampler]
             rows = rows if arguments.sampling_steps else rows[:1]
         rows += [("student", student, {}) for student in students]
         for name, checkpoint, update in rows:

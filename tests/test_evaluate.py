@@ -2,6 +2,7 @@
 
 import json
 import signal
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import ROOT, TINY, call, finish, run_in_processes
 from PIL import Image
 from torchvision.datasets import MNIST
 
+from utils.checkpoints.checkpoint import load_checkpoint
 from utils.evaluation import classifier
 from utils.system.files import locked
 
@@ -171,6 +173,25 @@ def test_every_student_is_a_row_whatever_its_number_of_steps(lesson, monkeypatch
     assert call(*COMMAND, *flags, "--student_steps", 3, "--output_dir", "of_threes") == 0
     table = capsys.readouterr().out
     assert "student, ddim, 6 steps" not in table and "student, ddim, 3 steps" in table
+
+
+def test_a_teacher_that_is_a_student_is_drawn_at_its_own_number_and_every_scale_has_rows(lesson, monkeypatch):
+    from evaluate import candidates_of
+
+    monkeypatch.chdir(lesson)
+    teacher = load_checkpoint(next(Path("output/distilled/tiny").glob("1_*/diffusion-4.pt")))
+    own = teacher.sampling.steps
+
+    def rows(**arguments) -> list[tuple[str, int, float]]:
+        arguments = {"guidance": [1.0], "samplers": ["ddim"], "sampling_steps": None} | arguments
+        candidates = candidates_of(Namespace(**arguments), teacher, [])[1:]
+        return [(each.sampling.sampler, each.sampling.steps, each.guidance) for each in candidates]
+
+    assert rows() == [("ddim", n, 1) for n in (own, own // 2, own // 4) if n]
+    assert rows(samplers=["ancestral"], sampling_steps=[3], guidance=[1.0, 2.0]) == [
+        ("ancestral", 3, 1),
+        ("ancestral", 3, 2),
+    ]
 
 
 def test_two_evaluations_do_not_write_to_the_same_folder(lesson, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from utils.system.errors import InputError
 from utils.system.seeds import seed_of
 
 INCEPTION_FEATURES = 2048
-KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; less for fewer samples
+KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; at most half of the images, so that subsets differ
 
 
 class Features(NamedTuple):
@@ -78,18 +78,21 @@ class _Precomputed(nn.Module):
 def fid(real: Features, samples: Features) -> dict[str, float]:
     """The squared Frechet distance of the features (Heusel et al. 2017); lower is better, 0 is best.
 
-    `fid_share` is the same divided by the trace of the real features' covariance, which is independent of their scale.
+    `fid_share` is the same divided by the trace of the real features' covariance, which is independent of their scale;
+    None if that is 0.
     """
     metric = _updated(FrechetInceptionDistance, real, samples)
-    distance, trace = float(metric.compute()), float(real.features.double().var(dim=0).sum())
-    return {"fid": distance, "fid_share": distance / trace}
+    distance = max(float(metric.compute()), 0.0)  # rounding may make it negative
+    trace = float(real.features.double().var(dim=0).sum())
+    return {"fid": distance, "fid_share": distance / trace if trace else None}
 
 
 def kid(real: Features, samples: Features) -> dict[str, float]:
     """The unbiased kernel distance (Binkowski et al. 2018): mean and standard deviation over 100 subsets."""
     with warnings.catch_warnings(action="ignore"):  # that it keeps all features; they are few KB an image
         metric = _updated(KernelInceptionDistance, real, samples)
-    metric.subset_size = min(KID_SUBSET_SIZE, len(real.features), len(samples.features))
+    fewest = min(len(real.features), len(samples.features))
+    metric.subset_size = min(KID_SUBSET_SIZE, max(fewest // 2, 2))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("kid"))
         mean, deviation = metric.compute()
