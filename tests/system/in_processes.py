@@ -53,6 +53,7 @@ def fail_in_the_last() -> None:
 
 def main() -> None:
     with distributed.process_group():
+        distributed.connect()
         rank, count = distributed.rank(), distributed.world_size()
         assert count == 3 and rank == int(os.environ["RANK"])
         assert distributed.is_rank_zero() == (rank == 0)

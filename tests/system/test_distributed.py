@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,6 +152,19 @@ def test_what_is_wrong_is_said_once(lesson):
     said = [line for line in errors.splitlines() if "train.py: error:" in line]
     assert len(said) == 1 and "training.batch_size: 1 is less than 2, one image for each of 2 processes" in said[0]
     assert not (lesson / "small").exists()
+
+
+LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29513"}
+
+
+def test_variables_left_over_from_torchrun_do_not_hang(lesson):
+    start = partial(subprocess.Popen, cwd=lesson, env=os.environ | LEFT_OVER, stdout=subprocess.PIPE, text=True)
+    assert "--config_path" in start([sys.executable, ROOT / "train.py", "--help"]).communicate(timeout=60)[0]
+    process = start([sys.executable, ROOT / "train.py", "--config_path", "tiny.yaml"], stderr=subprocess.PIPE)
+    said = process.stderr.readline()  # after 15 seconds
+    assert "process 0 of 2 waits for the others, at 127.0.0.1: the environment variables RANK and WORLD_SIZE" in said
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
 
 
 def test_a_process_alone_is_rank_zero_of_one():

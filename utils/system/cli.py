@@ -33,8 +33,9 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help explains the flags)")
 
     def parse_args(self, *args: Any, **kwargs: Any) -> argparse.Namespace:
-        """As usual, but ignores a --restart that was carried out before torchrun started the command again."""
+        """As usual; then connects the processes, and ignores a --restart from before torchrun started them again."""
         arguments = super().parse_args(*args, **kwargs)
+        distributed.connect()
         if getattr(arguments, "restart", False):
             global _restarted
             _restarted = distributed.is_done("restart")

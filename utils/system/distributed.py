@@ -9,6 +9,7 @@ without torchrun is rank 0 of a world of size 1, and none of this has an effect.
 
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from utils.system.errors import InputError
 
+PATIENCE = 15  # seconds until a message says what is waited for
 # If a process ends, the others notice at once; if a machine is lost, they notice after this time.
 STEP_TIMEOUT, COMPILATION_TIMEOUT = timedelta(minutes=1), timedelta(minutes=10)
 # One rank may download and prepare data, or write a checkpoint, while the others wait.
@@ -39,19 +41,50 @@ _acts_alone = False  # while this rank runs code that the others do not run
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Connects the processes that torchrun started; within it, only rank 0 prints and shows progress bars."""
-    global _store, _launch_store
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        yield
+    """Disconnects the processes at the end, unless there was an error. `connect` connects them."""
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def connect() -> None:
+    """Connects the processes that torchrun started; from then on, only rank 0 prints and shows progress bars."""
+    if dist.is_initialized() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return
-    _launch_store, rank, world_size = next(dist.rendezvous("env://"))
-    _store = dist.PrefixStore(_name_of_start(_launch_store, rank, world_size), _launch_store)
-    dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
+    outcome: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            _connect()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # Ctrl-C would not interrupt the wait itself
+    thread.start()
+    thread.join(PATIENCE)
+    if not outcome:
+        rank, world_size, address = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
+        print(
+            f"process {rank} of {world_size} waits for the others, at {address}: the environment variables RANK and "
+            "WORLD_SIZE are set, as by torchrun; without them, this is one process",
+            file=sys.stderr,
+            flush=True,
+        )
+    while not outcome:
+        thread.join(0.2)
+    if outcome[0] is not None:
+        raise outcome[0]
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # all bars, also those of libraries
-    yield
-    dist.destroy_process_group()
+
+
+def _connect() -> None:
+    global _store, _launch_store
+    _launch_store, rank, world_size = next(dist.rendezvous("env://"))
+    _store = dist.PrefixStore(_name_of_start(_launch_store, rank, world_size), _launch_store)
+    dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
 
 
 def _name_of_start(store: dist.Store, rank: int, world_size: int) -> str:
