@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call, run_script
+from conftest import ROOT, TINY, call, run_script
 from PIL import Image
 
 from utils.system.files import locked
@@ -207,6 +207,20 @@ def test_students_begin_as_their_teacher_and_learn(folder_lesson, tmp_path, monk
         assert call("distill.py", "--config_path", folder_lesson, *flags, "--restart") == 0
         student = contents(Path("output/distilled/tiny/1_512/diffusion-4.pt"))["weights"]
         assert any(not torch.equal(student[name], teacher[name]) for name in teacher) == moved
+
+
+def test_names_that_the_terminal_cannot_show_are_no_error(tmp_path):
+    for k in range(8):
+        path = tmp_path / f"pictures/{'猫' if k % 2 else 'dog'}/{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 10 * k).save(path)
+    text = (TINY % "pictures").replace("name: MNIST", "name: folder").replace("dropout", "num_classes: 2, dropout")
+    (tmp_path / "tiny.yaml").write_text(text)
+    command = [sys.executable, ROOT / "train.py", "--config_path", "tiny.yaml", "--num_training_steps", "1"]
+    options = {"cwd": tmp_path, "env": os.environ | {"PYTHONIOENCODING": "cp1252"}, "capture_output": True}
+    finished = subprocess.run(command, **options, timeout=120)
+    assert finished.returncode == 0, finished.stderr
+    assert b"?" in finished.stdout and (tmp_path / "output/tiny/diffusion-1.pt").exists()
 
 
 def test_weights_to_begin_with(folder_lesson, tmp_path, monkeypatch, capsys):

@@ -115,9 +115,11 @@ function listen() {
 }
 
 function fillControls(backends) {
-  byId("digits").innerHTML = manifest.class_names
-    .map((name, k) => `<label><input type="radio" name="digit" value="${k}" />${name}</label>`)
-    .join("");
+  for (const [k, name] of manifest.class_names.entries()) {
+    const label = byId("digits").appendChild(document.createElement("label"));
+    label.innerHTML = `<input type="radio" name="digit" value="${k}" />`;
+    label.append(name); // as text: names may come from anywhere
+  }
   byId("backend").innerHTML = backends.map((name) => `<option value="${name}">${BACKENDS[name]}</option>`).join("");
   byId("backend-label").hidden = backends.length === 1;
   if (manifest.guidance) {

@@ -50,11 +50,25 @@ def add_model(checkpoint: Checkpoint) -> dict:
     return {"file": path.name, "steps": steps, "guidance": checkpoint.guidance is not None}
 
 
+def require_drawable(teacher: Checkpoint) -> None:
+    """Ends the program for models that the page cannot draw: it has the cosine schedule, grey images and classes."""
+    config = teacher.config
+    for key, value, needed in (
+        ("diffusion.schedule", config.diffusion.schedule, "cosine"),
+        ("data.num_channels", config.data.num_channels, 1),
+    ):
+        if value != needed:
+            raise SystemExit(f"{teacher.path}: {key} is {value}, but the page needs {needed}")
+    if not config.network.num_classes:
+        raise SystemExit(f"{teacher.path}: network.num_classes is 0, but the page needs classes")
+
+
 def main() -> None:
     """Replaces all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", help="the teacher, then its students")
     teacher, *students = map(load_checkpoint, parser.parse_args().checkpoints)
+    require_drawable(teacher)
     FOLDER.mkdir(exist_ok=True)
     for path in FOLDER.glob("*.onnx"):
         path.unlink()
@@ -67,7 +81,7 @@ def main() -> None:
         "guidance": students[0].guidance,
         "models": [add_model(checkpoint) for checkpoint in (teacher, *students)],
     }
-    (FOLDER / "models.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (FOLDER / "models.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

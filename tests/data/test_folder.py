@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from utils.config.schema import Config, Data
 from utils.data import folder_cache
 from utils.data.datasets import load_data, load_images, require_same_classes
-from utils.data.folder import image_formats, read_image
+from utils.data.folder import BrokenImage, class_names_of, find_images, image_formats, read_image
 from utils.system.errors import InputError
 
 
@@ -84,6 +85,41 @@ def test_all_that_pillow_reads_is_read_and_the_rest_is_said(tmp_path, capsys):
     assert len(load(tmp_path)) == 5
     assert "skipped, not images: 2 .txt, 1 README" in capsys.readouterr().out
     assert ".eps" not in image_formats()  # would run another program
+
+
+def test_broken_exif_and_long_text_do_not_spoil_a_good_picture(tmp_path):
+    grey = Image.new("L", (16, 16), 200)
+    grey.save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage!")
+    grey.save(tmp_path / "b.png", exif=b"\0\x08\0\x02\x01\x12\0\x03junk")
+    grey.save(tmp_path / "c.webp", exif=b"junk", lossless=True)
+    text = PngInfo()
+    text.add_text("prompt", "x" * 2**21, zip=True)
+    grey.save(tmp_path / "d.png", pnginfo=text)
+    for path in tmp_path.iterdir():
+        assert read_image(path, 1).unique().tolist() == [200], path
+
+
+def test_a_jpeg_without_its_end_is_broken(tmp_path):
+    path, noise = tmp_path / "a.jpg", torch.randint(256, (64, 64), dtype=torch.uint8).numpy()
+    Image.fromarray(noise).save(path)
+    whole = path.read_bytes()
+    read_image(path, 1)
+    path.write_bytes(whole + b"what some cameras append")
+    read_image(path, 1)
+    path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
+    with pytest.raises(BrokenImage, match=r"a.jpg: cannot be read: damaged"):
+        read_image(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [(range(12), [str(k) for k in range(12)]), (("10", "9", "x"), ["10", "9", "x"]), (("07", "6"), ["6", "07"])],
+)
+def test_classes_that_are_all_numbers_are_in_their_order(tmp_path, folders, classes):
+    for name in folders:
+        (tmp_path / str(name)).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / str(name) / "a.png")
+    assert class_names_of(find_images(tmp_path, "data.root")) == classes
 
 
 def test_no_picture_is_what_its_name_hides(tmp_path):

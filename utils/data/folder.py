@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -17,6 +17,7 @@ from utils.system.errors import InputError
 
 UNSUPPORTED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow needs other programs for them
 MOST_NAMES = 20  # to print
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of text or of a colour profile; Pillow's 1 MB refuses good pictures
 
 
 @cache
@@ -69,7 +70,10 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
         raise InputError(f"{key}: {root.absolute()}: no images there, {found}; such as .png, .jpg, .webp or .tif")
     if skipped:
         print(f"{root}: skipped, not images: {skipped}")
-    return sorted(images, key=lambda image: (printable(image.class_name), image))
+    # Classes that are all numbers are in their order: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
+    are_numbers = all(image.class_name.isdecimal() and image.class_name.isascii() for image in images)
+    number = int if are_numbers else lambda _: 0
+    return sorted(images, key=lambda image: (number(image.class_name), printable(image.class_name), image))
 
 
 def class_names_of(images: list[ImageFile]) -> list[str]:
@@ -102,6 +106,19 @@ class BrokenImage(InputError):  # noqa: N818 (the message explains it)
     """A file that cannot be read as an image, now or later."""
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The image, turned as its EXIF data say, if they can be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data; the pixels are already decoded
+        return image
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether a JPEG has an end marker after its last start of a scan; libjpeg fills what is missing with grey."""
+    return jpeg.rfind(b"\xff\xd9") > jpeg.rfind(b"\xff\xda")
+
+
 def read_image(path: Path, num_channels: int, background: str = "white", at_least: int | None = None) -> Tensor:
     """An image as uint8 [C, H, W]: upright, its first frame, 16 bits scaled to 8; transparent pixels show `background`.
 
@@ -117,7 +134,10 @@ def read_image(path: Path, num_channels: int, background: str = "white", at_leas
             with Image.open(path, formats=sorted(set(image_formats().values()))) as file:
                 if at_least:
                     file.draft(None, (at_least, at_least))
-                image = ImageOps.exif_transpose(file)
+                file.load()
+                image = _upright(file)
+                if file.format == "JPEG" and not _has_end(path.read_bytes()):
+                    raise BrokenImage(f"{shown}: cannot be read: damaged: it ends too early")
         if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
             # 16 bits, which Pillow would clip at 255
             image = Image.fromarray((pil_to_tensor(image.convert("I"))[0] // 257).byte().numpy())

@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -127,6 +128,9 @@ def keep_freed_memory() -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a script: an InputError becomes one line on stderr and exit code 2; a bug keeps its traceback."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal cannot show become question marks
+            stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, Terminated.handle)
     try:
         with distributed.process_group():

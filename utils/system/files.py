@@ -63,7 +63,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def append_line(path: Path, line: str) -> None:
     """Appends a line to a file. Raises InputError if the disk is full, or the like."""
     try:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
         raise _not_written(path, error) from error

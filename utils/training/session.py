@@ -12,7 +12,7 @@ from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.data.datasets import load_data
 from utils.data.images import ImageData
 from utils.system import cli, distributed
-from utils.system.errors import InputError
+from utils.system.errors import InputError, first_of
 from utils.system.files import delete_files, exists, locked, prepare_folder, remove_if_empty
 from utils.training.loggers import require_loggers
 from utils.training.run import Run
@@ -84,7 +84,10 @@ class Session(ExitStack):
             )
         if teacher is None or not self.is_distillation:
             return
-        teacher.require_same_classes(data.description.class_names)
+        teacher.require_same_classes(names := data.description.class_names)
+        if names and teacher.config.network.num_classes and not (teacher.trained_on and teacher.trained_on.class_names):
+            listed = first_of([f"{number} is {name}" for number, name in enumerate(names)])
+            print(f"note: {teacher.path} does not name its classes; they are taken to be those of the data: {listed}")
         if teacher.differs_in_images(data_hash):
             if teacher.path.is_relative_to(self.folder):
                 raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {ELSEWHERE}")
