@@ -122,10 +122,16 @@ def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
     return text if guidance == 1 else f"{text}, guidance {guidance:g}"
 
 
+def same_classes(first: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two models have the same classes, as far as their names are known."""
+    counts = {each.config.network.num_classes for each in (first, other)}
+    names = {tuple(each.trained_on.class_names) for each in (first, other) if each.trained_on}
+    return len(counts) == 1 and len(names - {()}) < 2
+
+
 def difference(first: Checkpoint, other: Checkpoint, samples: tuple[Tensor, Tensor]) -> str:
     """The difference between the samples of two checkpoints, or why they cannot be compared."""
-    shapes = [(each.config.data.num_channels, each.config.network.num_classes) for each in (first, other)]
-    if shapes[0] != shapes[1]:
+    if first.config.data.num_channels != other.config.data.num_channels or not same_classes(first, other):
         return "not compared with the first panel, which has other channels or classes"
     return f"root mean squared difference from the first panel {(samples[1] - samples[0]).square().mean().sqrt():.3f}"
 
@@ -150,7 +156,7 @@ def main() -> None:
         drawn.append((label, samples))
     first = panels[0][0]
     names = [first.class_names[first.class_number(name)] for name in arguments.classes or first.class_names]
-    if len({len(checkpoint.class_names) for checkpoint, _ in panels}) > 1:
+    if not all(same_classes(first, checkpoint) for checkpoint, _ in panels):
         names = []  # the columns of the panels have different classes
     save_png(comparison(drawn, names) if arguments.compare else grid(drawn[0][1], names), arguments.output)
     print(f"wrote {arguments.output}")

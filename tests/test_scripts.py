@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, TINY, call, run_script
 from PIL import Image
 
+import sample
 from utils.system.files import locked
 
 
@@ -376,3 +378,22 @@ def test_panels_that_cannot_be_compared_say_why_and_labels_tell_models_apart(
     panels = ["output/tiny/diffusion-6.pt:2", "other/output/tiny/diffusion-6.pt:2"]
     assert call("sample.py", "--num_samples", 4, "--compare", *panels, "--output", "d.png") == 0
     assert "teacher (other/output/tiny/diffusion-6), 2 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("first", "other", "same"),
+    [
+        ((2, ["ant", "bee"]), (2, ["ant", "bee"]), True),
+        ((2, ["ant", "bee"]), (2, ["bee", "ant"]), False),
+        ((2, ["ant", "bee"]), (2, None), True),  # unknown
+        ((2, None), (3, None), False),
+        ((0, []), (0, None), True),
+    ],
+)
+def test_panels_of_other_classes_are_not_compared(first, other, same):
+    def model(num_classes: int, names: list[str] | None) -> SimpleNamespace:
+        network = SimpleNamespace(num_classes=num_classes)
+        trained_on = None if names is None else SimpleNamespace(class_names=names)
+        return SimpleNamespace(config=SimpleNamespace(network=network), trained_on=trained_on)
+
+    assert sample.same_classes(model(*first), model(*other)) == same
