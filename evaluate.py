@@ -134,7 +134,10 @@ def main() -> None:
             checkpoint.require_guidance(scale)
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
-    Results(folder / "results.json")  # checks it before anything is written
+    results = Results(folder / "results.json")  # checks it before anything is written
+    kept = {entry.get("precision") for entry in results.entries} & {"fp32", "bf16"}
+    if config.precision == "auto" and len(kept) == 1:  # not measured anew: rows of two precisions would mix
+        config = config.model_copy(update={"precision": kept.pop()})
     training, test = load_both(config, arguments)
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_classes(training.class_names)

@@ -149,6 +149,16 @@ def test_an_interrupted_evaluation_continues(lesson, monkeypatch, capsys, signum
     assert len(entries) == 3 and len({json.dumps(entry) for entry in entries}) == 3
 
 
+def test_a_precision_that_was_measured_once_is_kept(lesson, monkeypatch):
+    monkeypatch.chdir(lesson)
+    for sampling_steps, gains in ((2, True), (3, False)):
+        monkeypatch.setattr("utils.checkpoints.compute.gains_by_bfloat16", lambda _, gains=gains: gains)
+        flags = ["--num_samples", 20, "--samplers", "ancestral", "--sampling_steps", sampling_steps]
+        assert call(*COMMAND, *flags, "--precision", "auto", "--output_dir", "kept") == 0
+    entries = json.loads(Path("kept/results.json").read_text())["evaluations"]
+    assert [entry.get("precision") for entry in entries] == [None, "bf16", "bf16"]
+
+
 def test_inception_without_its_package(lesson, monkeypatch, capsys):
     monkeypatch.chdir(lesson)
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)

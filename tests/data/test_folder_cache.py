@@ -173,7 +173,7 @@ def test_links_out_of_the_folder_are_not_followed(root, tmp_path, capsys):
     (root / "cats/within.png").symlink_to(root / "cats/1.png")
     data = load(root)
     assert values(data) == [1, 3, 5, 7, 1, 0, 2, 4, 6] and data.class_names == ["cats", "dogs"]
-    assert "skipped, not images: 3 links" in capsys.readouterr().out
+    assert "skipped: 3 links to folders or out of the folder, which are not followed" in capsys.readouterr().out
 
 
 def test_what_real_folders_hold(tmp_path):

@@ -17,6 +17,9 @@ from utils.system.errors import InputError, counted, first_of
 from utils.system.files import remove_if_empty
 
 
+SETS = {"train", "test", "val", "valid", "validation"}  # names of folders that are sets, rather than classes
+
+
 def load_data(config: Config, device: torch.device) -> ImageData:
     """The training images that a configuration names, in its size and channels, with classes if it has classes."""
     settings = config.data
@@ -30,11 +33,17 @@ def load_data(config: Config, device: torch.device) -> ImageData:
 def require_num_classes(class_names: Sequence[str], config: Config) -> None:
     """Raises InputError if the network is class-conditional with another number of classes than the data."""
     num_classes, found = config.network.num_classes, len(class_names)
+    sets = {name.partition("/")[0] for name in class_names if "/" in name}
+    if num_classes and "train" in sets and len(sets) > 1 and sets <= SETS:
+        raise InputError(
+            f"data.root: {config.data.root}: {' and '.join(sorted(sets))} seem to be sets of images, not classes: the "
+            f"root should be {Path(config.data.root, 'train')}, and another of them data.test_root"
+        )
     if num_classes and (found != num_classes or found == 1):
         name = config.data.root if config.data.name == "folder" else config.data.name
         right = f"{found}, or 0 for an unconditional network" if found > 1 else "0, an unconditional network"
         hint = "" if found > 1 else ": no subfolders, or images beside them" if found == 0 else ": one subfolder"
-        found = counted(found, "class", "es") + hint
+        found = counted(found, "class", "es") + (hint or f" ({first_of(class_names, MOST_NAMES)})")
         raise InputError(f"network.num_classes: {num_classes}, but {name} has {found}; it should be {right}")
 
 

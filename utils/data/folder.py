@@ -56,7 +56,7 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
         for entry, class_name in _visible_files(str(root)):
             suffix = os.path.splitext(entry.name)[1].lower()
             if entry.is_symlink() and not _is_link_within(root, entry):
-                others["links"] += 1
+                others["links to folders or out of the folder, which are not followed"] += 1
             elif suffix in image_formats() and entry.is_file():
                 stat = entry.stat()
                 images.append(ImageFile(class_name, entry.name, stat.st_size, stat.st_mtime_ns))
@@ -69,7 +69,7 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
         found = f"there are {skipped}" if skipped else "it is empty"
         raise InputError(f"{key}: {root.absolute()}: no images there, {found}; such as .png, .jpg, .webp or .tif")
     if skipped:
-        print(f"{root}: skipped, not images: {skipped}")
+        print(f"{root}: skipped: {skipped}")
     # Classes that are all numbers are in their order: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
     are_numbers = all(image.class_name.isdecimal() and image.class_name.isascii() for image in images)
     number = int if are_numbers else lambda _: 0
