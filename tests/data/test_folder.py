@@ -148,7 +148,7 @@ def test_the_number_of_classes_must_fit(tmp_path, capsys):
         write_image(tmp_path / name)
     for wrong in (1, 3, 10):
         with pytest.raises(
-            InputError, match=f"network.num_classes: {wrong}, but .* has 2 classes; it should be 2, or 0"
+            InputError, match=f"network.num_classes: {wrong}, but .* has 2 classes .*; it should be 2, or 0"
         ):
             load(tmp_path, num_classes=wrong)
     with pytest.raises(
@@ -175,7 +175,7 @@ def test_folders_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "links/a.txt").write_text("a")
     with pytest.raises(
         InputError,
-        match=r"no images there, there are (1 .txt, )?1 links to folders or out of the folder, which are not followed(, 1 .txt)?",
+        match=r"no images there, there are .*1 links to folders or out of the folder, which are not",
     ):
         load(tmp_path / "links")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -16,7 +16,6 @@ from utils.system.distributed import all_gather, rank_zero_first
 from utils.system.errors import InputError, counted, first_of
 from utils.system.files import remove_if_empty
 
-
 SETS = {"train", "test", "val", "valid", "validation"}  # names of folders that are sets, rather than classes
 
 
