@@ -14,7 +14,7 @@ from conftest import ROOT
 from models import diffusion
 from models.noise_schedule import CosineSchedule, angle_of
 
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/README.md")), *sorted(ROOT.glob("docs/*.md"))]
 NOTEBOOKS = sorted(ROOT.glob("docs/*.ipynb"))
 
 
