@@ -125,7 +125,7 @@ def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
 def same_classes(first: Checkpoint, other: Checkpoint) -> bool:
     """Whether two models have the same classes, as far as their names are known."""
     counts = {each.config.network.num_classes for each in (first, other)}
-    names = {tuple(each.trained_on.class_names) for each in (first, other) if each.trained_on}
+    names = {tuple(each.known_class_names) for each in (first, other)}
     return len(counts) == 1 and len(names - {()}) < 2
 
 

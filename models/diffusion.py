@@ -162,12 +162,13 @@ def distillation_target(
     """
     i = i.double()
     begin, middle = step_angles(teacher.schedule, 2 * i, 2 * num_steps)
-    end = step_angles(teacher.schedule, i, num_steps)[1]
+    middle, end = step_angles(teacher.schedule, 2 * i - 1, 2 * num_steps)
     d1, d2 = begin - middle, middle - end
     v1 = teacher.v(z, i / num_steps, label)
     v2 = teacher.v(rotate(z, v1, d1), (2 * i - 1) / (2 * num_steps), label)
-    weights = d2.cos() * d1.sin(), d2.sin(), -d1.sin() * d2.sin()
-    return sum(per_image(weight / (d1 + d2).sin(), z) * each for weight, each in zip(weights, (v1, v2, z), strict=True))
+    weights = d2.cos() * d1.sin(), d2.sin(), d1.sin() * d2.sin()
+    of_v1, of_v2, of_z = (per_image(weight / (d1 + d2).sin(), z) for weight in weights)
+    return of_v1 * v1 + of_v2 * v2 - of_z * z
 
 
 def distillation_loss(

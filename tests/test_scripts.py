@@ -393,7 +393,6 @@ def test_panels_that_cannot_be_compared_say_why_and_labels_tell_models_apart(
 def test_panels_of_other_classes_are_not_compared(first, other, same):
     def model(num_classes: int, names: list[str] | None) -> SimpleNamespace:
         network = SimpleNamespace(num_classes=num_classes)
-        trained_on = None if names is None else SimpleNamespace(class_names=names)
-        return SimpleNamespace(config=SimpleNamespace(network=network), trained_on=trained_on)
+        return SimpleNamespace(config=SimpleNamespace(network=network), known_class_names=names or [])
 
     assert sample.same_classes(model(*first), model(*other)) == same

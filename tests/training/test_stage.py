@@ -15,8 +15,11 @@ BY_STUDENT = Distillation.model_validate(
     [
         ([32, 16, 8], "32: 20 steps at 2e-06; 16: 100 steps at 2e-06; 8: 400 steps at 0.001"),
         ([512, 256], "512, 256: 20 steps at 2e-06"),
-        ([24, 12], "24, 12: 20 steps at 2e-06; note: 16, 8 in the configuration are not the steps of any student"),
+        (
+            [24, 12],
+            "24, 12: 20 steps at 2e-06; note: the configuration names 16, 8 sampling steps, which no student takes",
+        ),
     ],
 )
 def test_the_plan_says_what_each_student_gets_and_which_keys_are_no_students(students, plan):
-    assert plan_of(BY_STUDENT, students).endswith(f"of the students of {plan}")
+    assert plan_of(BY_STUDENT, students) == f"training steps and learning rate by sampling steps: {plan}"

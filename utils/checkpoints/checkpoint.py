@@ -71,7 +71,7 @@ class Metadata(Section):
 
     @model_validator(mode="after")
     def _fits_the_classes(self) -> "Metadata":
-        num_classes, names = self.config.network.num_classes, self.trained_on.class_names if self.trained_on else []
+        num_classes, names = self.config.network.num_classes, self.known_class_names
         if self.guidance and not num_classes:
             raise ValueError("guidance: needs classes (config.network.num_classes)")
         if names and num_classes and len(names) != num_classes:
@@ -79,10 +79,14 @@ class Metadata(Section):
         return self
 
     @property
+    def known_class_names(self) -> list[str]:
+        """The names of its classes; empty without classes, or if the names are unknown."""
+        return self.trained_on.class_names if self.trained_on else []
+
+    @property
     def class_names(self) -> list[str]:
         """The names of its classes, or their numbers if the names are unknown; empty without classes."""
-        names = self.trained_on.class_names if self.trained_on else []
-        return names or [str(number) for number in range(self.config.network.num_classes)]
+        return self.known_class_names or [str(number) for number in range(self.config.network.num_classes)]
 
     @property
     def default_guidance(self) -> float:
@@ -157,7 +161,7 @@ class Checkpoint(Metadata):
 
     def require_same_classes(self, class_names: list[str]) -> None:
         """Raises InputError if the data have other class names than those it was trained with, or another order."""
-        known = self.trained_on.class_names if self.trained_on else []
+        known = self.known_class_names
         if not known or not class_names:  # unknown
             return
         for number, (own, other) in enumerate(zip_longest(known, class_names, fillvalue="missing")):
@@ -213,8 +217,9 @@ def save_safetensors(path: Path, checkpoint: Checkpoint, *, half: bool = False) 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a `diffusion-<step>.pt`, or a safetensors file. Raises InputError if it is damaged or inconsistent."""
     path = Path(path)
-    others = find_files(path.parent, "diffusion-*.pt") + find_files(path.parent, f"*{SAFETENSORS}")
-    if others and not exists(path):
+    if not exists(path) and (
+        others := find_files(path.parent, "diffusion-*.pt") + find_files(path.parent, f"*{SAFETENSORS}")
+    ):
         raise InputError(f"{path}: cannot be read: No such file; there are {first_of([each.name for each in others])}")
     try:
         if path.suffix == SAFETENSORS:

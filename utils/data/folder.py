@@ -72,8 +72,11 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
         print(f"{root}: skipped: {skipped}")
     # Classes that are all numbers are in their order: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
     are_numbers = all(image.class_name.isdecimal() and image.class_name.isascii() for image in images)
-    number = int if are_numbers else lambda _: 0
-    return sorted(images, key=lambda image: (number(image.class_name), printable(image.class_name), image))
+
+    def order(image: ImageFile) -> tuple[int, str, ImageFile]:
+        return int(image.class_name) if are_numbers else 0, printable(image.class_name), image
+
+    return sorted(images, key=order)
 
 
 def class_names_of(images: list[ImageFile]) -> list[str]:

@@ -133,8 +133,8 @@ def run(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, Terminated.handle)
     try:
-        with distributed.process_group():
-            main()
+        main()
+        distributed.disconnect()
     except InputError as error:
         leave(2, f"error: {' '.join(str(error).split())}")
     except Interrupted as interrupted:

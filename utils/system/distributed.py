@@ -13,7 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import cache, partialmethod, wraps
 from typing import ParamSpec, TypeVar
@@ -39,31 +40,20 @@ _launch_store: dist.Store | None = None  # of torchrun, which outlives its resta
 _acts_alone = False  # while this rank runs code that the others do not run
 
 
-@contextmanager
-def process_group() -> Iterator[None]:
-    """Disconnects the processes at the end, unless there was an error. `connect` connects them."""
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def connect() -> None:
     """Connects the processes that torchrun started; from then on, only rank 0 prints and shows progress bars."""
     if dist.is_initialized() or not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return
-    outcome: list[BaseException | None] = []
+    connected: Future[None] = Future()
 
     def run() -> None:
         try:
-            _connect()
-            outcome.append(None)
+            connected.set_result(_connect())
         except BaseException as error:
-            outcome.append(error)
+            connected.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)  # Ctrl-C would not interrupt the wait itself
-    thread.start()
-    thread.join(PATIENCE)
-    if not outcome:
+    threading.Thread(target=run, daemon=True).start()  # Ctrl-C would not interrupt the wait itself
+    if not wait([connected], PATIENCE).done:
         rank, world_size, address = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
         print(
             f"process {rank} of {world_size} waits for the others, at {address}: the environment variables RANK and "
@@ -71,10 +61,9 @@ def connect() -> None:
             file=sys.stderr,
             flush=True,
         )
-    while not outcome:
-        thread.join(0.2)
-    if outcome[0] is not None:
-        raise outcome[0]
+    while not connected.done():
+        wait([connected], 0.2)
+    connected.result()
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # all bars, also those of libraries
@@ -85,6 +74,12 @@ def _connect() -> None:
     _launch_store, rank, world_size = next(dist.rendezvous("env://"))
     _store = dist.PrefixStore(_name_of_start(_launch_store, rank, world_size), _launch_store)
     dist.init_process_group("gloo", store=_store, rank=rank, world_size=world_size, timeout=LONGEST_WAIT)
+
+
+def disconnect() -> None:
+    """Disconnects the processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _name_of_start(store: dist.Store, rank: int, world_size: int) -> str:

@@ -85,7 +85,7 @@ class Session(ExitStack):
         if teacher is None or not self.is_distillation:
             return
         teacher.require_same_classes(names := data.description.class_names)
-        if names and teacher.config.network.num_classes and not (teacher.trained_on and teacher.trained_on.class_names):
+        if names and teacher.config.network.num_classes and not teacher.known_class_names:
             listed = first_of([f"{number} is {name}" for number, name in enumerate(names)])
             print(f"note: {teacher.path} does not name its classes; they are taken to be those of the data: {listed}")
         if teacher.differs_in_images(data_hash):

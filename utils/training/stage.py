@@ -142,7 +142,7 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
 
 
 def plan_of(settings: Distillation, students: list[int]) -> str:
-    """What each student gets, as text: keys of the configuration that are no student's number are easily overlooked."""
+    """What each student gets, as text, with a note on keys of the configuration that are no student's number."""
     plan: dict[tuple[int, float], list[str]] = {}
     for n in students:
         plan.setdefault(settings.of_student(n), []).append(str(n))
@@ -150,8 +150,8 @@ def plan_of(settings: Distillation, students: list[int]) -> str:
     keys = {**settings.num_training_steps_per_iteration, **settings.learning_rate}.keys() - {"default"}
     unused = [str(n) for n in sorted(keys, reverse=True) if _odd_part(n) != _odd_part(students[0])]
     if unused:
-        parts.append(f"note: {', '.join(unused)} in the configuration are not the steps of any student")
-    return f"training steps and learning rate of the students of {'; '.join(parts)}"
+        parts.append(f"note: the configuration names {', '.join(unused)} sampling steps, which no student takes")
+    return f"training steps and learning rate by sampling steps: {'; '.join(parts)}"
 
 
 def _odd_part(n: int) -> int:
