@@ -87,7 +87,8 @@ def convert(run: Run) -> None:
             x, label, eps = run.batch(part)
             s_part = None if s is None else s[part]
             models = guided(student.model, s_part), guided(teacher, s_part)
-            loss = conversion_loss(*models, x, eps, t[part], stage.loss_weighting, label)
+            clip = stage.parent.sampling.clip
+            loss = conversion_loss(*models, x, eps, t[part], stage.loss_weighting, label, clip)
             student.backward(relative_to_scale(loss, s_part))
         student.update()
 

@@ -50,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--sampling_steps", help, nargs="+")
     help = f"of the teacher (default: {' '.join(SAMPLERS)}); students have their own"
     parser.add_argument("--samplers", choices=list(SAMPLERS), nargs="+", default=list(SAMPLERS), help=help)
+    help = "clip the teacher's x to [-1, 1] in each step (default: as the teacher's checkpoint says)"
+    parser.add_argument("--clip", action=argparse.BooleanOptionalAction, help=help)
     help = (
         "guidance scales. With several, the table is complete for the first; the others are of the teacher's most DDIM "
         "steps (or --sampling_steps) and of the students, and a second figure shows FID against the share of samples "
@@ -126,8 +128,12 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     device = choose_device(arguments.device)
     teacher, students = load_checkpoint(arguments.teacher), find_students(arguments)
+    own = teacher.sampling
     if teacher.kind != "student":  # the configuration may have changed since it was trained
-        teacher = teacher.model_copy(update={"sampling": config.sampling.of_teacher(teacher.sampling.steps)})
+        own = config.sampling.of_teacher(own.steps).model_copy(update={"clip": own.clip})
+    if arguments.clip is not None:
+        own = own.model_copy(update={"clip": arguments.clip})
+    teacher = teacher.model_copy(update={"sampling": own})
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_model(config, arguments.config_path)
         for scale in arguments.guidance:

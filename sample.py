@@ -43,6 +43,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--batch_size", "samples drawn at once (default: the checkpoint's sampling.batch_size)")
     parser.add_count("--sampling_steps", "sampling steps (default: what the checkpoint was distilled for, or 1024)")
     parser.add_argument("--sampler", choices=list(SAMPLERS), help="the sampler (default: the checkpoint's)")
+    help = "clip x to [-1, 1] in each step (default: as the checkpoint says; a student is not clipped)"
+    parser.add_argument("--clip", action=argparse.BooleanOptionalAction, help=help)
     help = "names or numbers of the classes to sample, in turn (default: all)"
     parser.add_argument("--class", dest="classes", nargs="+", action="extend", metavar="CLASS", help=help)
     help = "more makes samples more clearly of their class, and less varied (default: sampling.guidance of the config)"
@@ -79,6 +81,7 @@ def choose_panels(arguments: argparse.Namespace) -> list[Panel]:
             checkpoint.class_number(name)
         own = checkpoint.sampling
         update = {"steps": steps or own.steps, "sampler": arguments.sampler or own.sampler}
+        update["clip"] = own.clip if arguments.clip is None else arguments.clip
         if checkpoint.kind == "student" and update["steps"] != own.steps:
             times = f"in {update['steps']} steps it is sampled at times that it was not trained at"
             print(f"note: {path} was distilled for {counted(own.steps, 'step')}; {times}")

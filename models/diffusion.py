@@ -56,6 +56,14 @@ def add_noise(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
     return per_image(phi.cos(), x) * x + per_image(phi.sin(), x) * eps
 
 
+def clip_x(v: Tensor, z: Tensor, phi: Tensor, limit: float) -> Tensor:
+    """v, recomputed with x = cos(phi) z - sin(phi) v clipped to [-limit, limit]; v itself if the limit is 0."""
+    if not limit:
+        return v
+    x = rotate(z, v, phi)
+    return v + (x - x.clamp(-limit, limit)) / per_image(phi.sin(), z)
+
+
 def velocity(x: Tensor, eps: Tensor, phi: Tensor) -> Tensor:
     """v = cos(phi) eps - sin(phi) x."""
     return per_image(phi.cos(), x) * eps - per_image(phi.sin(), x) * x
@@ -124,16 +132,17 @@ def conversion_loss(
     t: Tensor,
     weighting: str,
     label: Tensor | None = None,
+    clip: float = 0.0,
 ) -> Tensor:
     """The loss [B] of a student that matches the (possibly guided) teacher's v in one forward pass.
 
     Algorithm 1 of Meng et al. 2022 (https://arxiv.org/abs/2210.03142). The images x in [-1, 1] are noised by eps to the
-    times t in (0, 1].
+    times t in (0, 1]; `clip` is the teacher's, as in its sampler.
     """
     phi = student.schedule.angle(t)
     z = add_noise(x, eps, phi)
     with torch.no_grad():
-        v_target = teacher.v(z, t, label)
+        v_target = clip_x(teacher.v(z, t, label), z, phi, clip)
     return weighted_mse(student.v(z, t, label), v_target, phi, weighting)
 
 

@@ -1,9 +1,9 @@
 """Samplers: from noise at t = 1 to images at t = 0 in N equal steps of time. `SAMPLERS` lists them.
 
 All take a model, the noise z [B, C, H, W] and the number of steps, and return images [B, C, H, W]; the last step
-returns the model's x. `clip` clips x to [-1, 1] in every step (and DDIM recomputes v to match). That is common for
-teachers. A student's x is whatever makes its step land on its teacher's z''; clipping would move the end of the step,
-so students are not clipped. (The paper: Salimans & Ho 2022.)
+returns the model's x. With `clip`, x is clipped to [-clip, clip] in every step (and DDIM recomputes v to match). That
+is common for teachers. A student's x is whatever makes its step land on its teacher's z''; clipping would move the end
+of the step, so students are not clipped. (The paper: Salimans & Ho 2022.)
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.diffusion import Diffusion, per_image, rotate, step_angles
+from models.diffusion import Diffusion, clip_x, per_image, rotate, step_angles
 
 
 def countdown(num_steps: int) -> Tensor:
@@ -21,7 +21,7 @@ def countdown(num_steps: int) -> Tensor:
     return torch.arange(num_steps, 0, -1, dtype=torch.float64)[:, None]
 
 
-def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: bool = False) -> Tensor:
+def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = None, clip: float = 0.0) -> Tensor:
     """The deterministic sampler (paper, equation 8; Song et al. 2021): each step rotates z back by the angle it spans.
 
     Without clipping that is z' = cos(d) z - sin(d) v. If x is clipped, v is recomputed so that
@@ -30,12 +30,9 @@ def ddim(model: Diffusion, z: Tensor, num_steps: int, *, label: Tensor | None = 
     i = countdown(num_steps)
     begin, end = step_angles(model.schedule, i, num_steps)
     for t, phi, d in zip(i / num_steps, begin, begin - end, strict=True):
-        v = model.v(z, t.expand(len(z)), label)
-        if clip:
-            x = rotate(z, v, phi)
-            v = v + (x - x.clamp(-1, 1)) / per_image(phi.sin(), z)
+        v = clip_x(model.v(z, t.expand(len(z)), label), z, phi, clip)
         z = rotate(z, v, d)
-    return z.clamp(-1, 1) if clip else z
+    return z.clamp(-clip, clip) if clip else z
 
 
 def posterior(z: Tensor, x: Tensor, logsnr_s: Tensor, logsnr_t: Tensor, variance: float) -> tuple[Tensor, Tensor]:
@@ -58,7 +55,7 @@ def ancestral(
     num_steps: int,
     *,
     label: Tensor | None = None,
-    clip: bool = False,
+    clip: float = 0.0,
     noise: Callable[[], Tensor],
     variance: float = 0.0,
 ) -> Tensor:
@@ -70,7 +67,7 @@ def ancestral(
     for t, s in zip(i / num_steps, (i - 1) / num_steps, strict=True):
         x = rotate(z, model.v(z, t.expand(len(z)), label), model.schedule.angle(t))
         if clip:
-            x = x.clamp(-1, 1)
+            x = x.clamp(-clip, clip)
         if s == 0:
             return x
         mean, log_variance = posterior(z, x, model.schedule.logsnr(s), model.schedule.logsnr(t), variance)

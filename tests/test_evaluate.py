@@ -111,6 +111,17 @@ def test_the_variance_is_that_of_the_configuration(lesson, monkeypatch, capsys):
     assert capsys.readouterr().out.count("teacher, ancestral, 2 steps: FID") == 1
 
 
+def test_the_teacher_is_clipped_as_its_checkpoint_says_unless_a_flag_says_otherwise(lesson, monkeypatch):
+    monkeypatch.chdir(lesson)
+    text = Path("tiny.yaml").read_text().replace("sampling: {", "sampling: {clip: true, ")
+    Path("clipped.yaml").write_text(text)
+    command = [COMMAND[0], "--config_path", "clipped.yaml", *COMMAND[3:], "--samplers", "ancestral"]
+    command += ["--sampling_steps", 2, "--output_dir", "clipped", "--num_samples", 2]
+    assert call(*command) == call(*command, "--clip") == 0
+    entries = json.loads(Path("clipped/results.json").read_text())["evaluations"]
+    assert [entry.get("clip") for entry in entries] == [None, False, True]
+
+
 def test_two_processes_find_what_one_finds(lesson, monkeypatch):
     """And to the last digit: all metrics see the same features in the same order."""
     monkeypatch.chdir(lesson)

@@ -56,6 +56,7 @@ def require_drawable(teacher: Checkpoint) -> None:
     for key, value, needed in (
         ("diffusion.schedule", config.diffusion.schedule, "cosine"),
         ("data.num_channels", config.data.num_channels, 1),
+        ("sampling.clip", teacher.sampling.clip, False),
     ):
         if value != needed:
             raise SystemExit(f"{teacher.path}: {key} is {value}, but the page needs {needed}")

@@ -28,11 +28,13 @@ def save_pipeline(folder: Path, *, unet: dict[str, Any] | None = None, **schedul
 
 
 @torch.no_grad()
-def draw(network: UNet2DModel, scheduler: DDIMScheduler, z: Tensor, steps: int, label: Tensor | None = None) -> Tensor:
+def draw(
+    network: UNet2DModel, scheduler: DDIMScheduler, z: Tensor, steps: int, label: Tensor | None = None, **options: bool
+) -> Tensor:
     """What the loop of `DDIMPipeline` draws from the noise z, before it is clipped."""
     scheduler.set_timesteps(steps)
     for timestep in scheduler.timesteps:
-        z = scheduler.step(network(z, timestep, label).sample, timestep, z).prev_sample
+        z = scheduler.step(network(z, timestep, label).sample, timestep, z, **options).prev_sample
     return z
 
 

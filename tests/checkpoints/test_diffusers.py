@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, call, save_model
-from diffusers import DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from pipelines import draw, save_pipeline, stock
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -61,6 +61,80 @@ def test_a_converted_teacher_draws_what_the_stock_pipeline_draws(tmp_path, monke
             ours = ddim(model, z, steps, clip=False)
         theirs = draw(*stock(tmp_path / "pipeline"), z, steps)
         torch.testing.assert_close(ours / theirs.abs().max(), theirs / theirs.abs().max(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.5, None])
+def test_a_converted_teacher_is_clipped_as_its_pipeline_and_its_students_are_not(tmp_path, monkeypatch, limit):
+    monkeypatch.chdir(tmp_path)
+    clipping = {"clip_sample": limit is not None, "clip_sample_range": limit or 1.0}
+    save_pipeline(tmp_path / "pipeline", **SCHEDULES["given"], **clipping)
+    path = convert(tmp_path / "pipeline")
+    teacher = load_checkpoint(path)
+    assert (teacher.sampling.clip or None, teacher.sampling.steps) == (limit, 40)
+    z, (network, _) = torch.randn(1, 1, 16, 16), stock(tmp_path / "pipeline")
+    given = DDIMPipeline.from_pretrained(tmp_path / "pipeline").scheduler.config
+    scheduler = DDIMScheduler.from_config(given, timestep_spacing="trailing")
+    with torch.no_grad():
+        ours = ddim(teacher.model(CPU), z, 10, clip=teacher.sampling.clip)
+    theirs = draw(network, scheduler, z, 10, use_clipped_model_output=True)
+    torch.testing.assert_close(ours / theirs.abs().max(), theirs / theirs.abs().max(), rtol=0, atol=1e-3)
+    assert not load_checkpoint(distill(path)).sampling.clip
+    assert call("convert.py", "--checkpoint", path, "--to_diffusers", "again") == 0
+    scheduler = json.loads(Path("again/scheduler/scheduler_config.json").read_text())
+    assert scheduler["clip_sample"] is bool(limit) and scheduler["clip_sample_range"] == (limit or 1)
+
+
+def test_x_can_be_clipped_or_not_for_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline")
+    flags = ["--checkpoint", convert(tmp_path / "pipeline"), "--sampling_steps", 4, "--num_samples", 2]
+    for name, flag in (("own", []), ("yes", ["--clip"]), ("no", ["--no-clip"])):
+        assert call("sample.py", *flags, *flag, "--output", f"{name}.png") == 0
+    assert Path("own.png").read_bytes() == Path("yes.png").read_bytes() != Path("no.png").read_bytes()
+
+
+def in_one_folder(folder: Path) -> None:
+    for part in ("unet", "scheduler"):
+        for path in (folder / part).iterdir():
+            path.rename(folder / path.name)
+        (folder / part).rmdir()
+
+
+def in_two_files(folder: Path) -> None:
+    UNet2DModel.from_pretrained(folder / "unet").save_pretrained(folder / "unet", max_shard_size="50KB")
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+
+
+def as_variant(folder: Path) -> None:
+    path = folder / "unet/diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".fp16.safetensors"))
+
+
+def with_old_keys(folder: Path) -> None:
+    path = folder / "scheduler/scheduler_config.json"
+    config = json.loads(path.read_text()) | {"tensor_format": "pt", "timestep_values": None, "predict_epsilon": True}
+    config.pop("prediction_type")
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("change", [in_one_folder, in_two_files, as_variant, with_old_keys])
+def test_pipelines_in_other_layouts_are_the_same_teacher(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline")
+    usual = load_checkpoint(convert(tmp_path / "pipeline"))
+    shutil.rmtree("teacher")
+    change(tmp_path / "pipeline")
+    other = load_checkpoint(convert(tmp_path / "pipeline"))
+    assert other.config == usual.config and other.weights.keys() == usual.weights.keys()
+    assert all(torch.equal(other.weights[name], usual.weights[name]) for name in usual.weights)
+
+
+@pytest.mark.parametrize(("timesteps", "first"), [(1000, 32), (20, 16), (50, 8), (25, 4)])
+def test_the_proposed_students_end_where_diffusers_can_follow(tmp_path, monkeypatch, timesteps, first):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline", num_train_timesteps=timesteps)
+    text = convert(tmp_path / "pipeline").with_name("teacher.yaml").read_text()
+    assert f"--initial_sampling_steps {first} --distillation_iterations 3" in text and timesteps % (first // 4) == 0
 
 
 def test_weights_by_their_names_in_earlier_versions(tmp_path, monkeypatch):
@@ -213,6 +287,10 @@ def make_wrong(folder: Path, what: str) -> None:
             edit(folder / "scheduler/scheduler_config.json", beta_schedule="sigmoid")
         case "an unknown scheduler's key":
             edit(folder / "scheduler/scheduler_config.json", use_karras_sigmas=True)
+        case "thresholding" | "predict_epsilon":
+            edit(folder / "scheduler/scheduler_config.json", **{what: what == "thresholding"})
+        case "no folder":
+            shutil.rmtree(folder)
         case "an unknown prediction":
             edit(folder / "scheduler/scheduler_config.json", prediction_type="flow")
         case "eps without signal":
@@ -239,6 +317,9 @@ WRONG = {
     "another scheduler": "_class_name: EulerDiscreteScheduler",
     "an unknown schedule": "beta_schedule",
     "an unknown scheduler's key": "use_karras_sigmas: unknown key",
+    "thresholding": "thresholding: should be false",
+    "predict_epsilon": "predict_epsilon: should be true",
+    "no folder": "hf download pipeline",
     "an unknown prediction": "prediction_type",
     "eps without signal": "rescale_betas_zero_snr",
     "pickled": "diffusion_pytorch_model.bin",
@@ -257,8 +338,6 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_cannot_be_taken_over_is_refused_in_one_line(tmp_path, monkeypatch, capsys, whole, what):
-    import shutil
-
     monkeypatch.chdir(tmp_path)
     shutil.copytree(whole, "pipeline")
     make_wrong(Path("pipeline"), what)

@@ -114,3 +114,15 @@ def test_losses_relative_to_their_scales():
     loss = torch.tensor([3.0, 3.0, 3.0, 3.0])
     assert relative_to_scale(loss, scales(0, 1, 2, 4)).tolist() == [3, 3, 3 / 4, 3 / 16]
     assert relative_to_scale(loss, None) is loss
+
+
+def test_a_teacher_that_is_sampled_with_clipping_teaches_with_it():
+    """It sees x = 3 everywhere; a student whose x is the limit has no error, and one that agrees with it has."""
+    x, eps = torch.zeros(3, 1, 2, 2), torch.randn(3, 1, 2, 2)
+    clipped, own = (
+        Diffusion(lambda z, logsnr, label, value=value: torch.full_like(z, value), CosineSchedule(), "x")
+        for value in (1.5, 3.0)
+    )
+    for student, clip, has_error in ((clipped, 1.5, False), (own, 1.5, True), (own, False, False)):
+        loss = conversion_loss(student, own, x, eps, T, "constant", clip=clip)
+        assert bool((loss > 1e-3).all()) is has_error

@@ -85,6 +85,7 @@ def test_clipping_holds_every_x_within_the_range(sampler):
         return ancestral(model, z, 4, noise=lambda: torch.randn_like(z), clip=clip)
 
     torch.testing.assert_close(sample(True), torch.ones_like(z))
+    torch.testing.assert_close(sample(1.5), torch.full_like(z, 1.5))
     torch.testing.assert_close(sample(False), torch.full_like(z, 3.0))
 
 

@@ -22,7 +22,6 @@ from utils.system.errors import InputError, first_of
 from utils.system.files import exists, find_files, sha256, write_atomically
 
 FORMAT_VERSION = 4
-TEACHER_SAMPLING_STEPS = 1024
 SAFETENSORS, METADATA_KEY = ".safetensors", "progressive_distillation"  # the file suffix; the key of `Metadata` in them
 
 

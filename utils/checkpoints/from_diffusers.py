@@ -2,10 +2,14 @@
 
 model_index.json                                       the classes of the parts
 unet/config.json, diffusion_pytorch_model.safetensors  a `UNet2DModel`
-scheduler/scheduler_config.json                        the noise schedule and the prediction type
+scheduler/scheduler_config.json                        the noise schedule, the prediction type and the clipping
+
+Old pipelines have all files in one folder. The weights may also be in several files, or a variant such as fp16.
 """
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from models.unet2d import UNet2DSettings
-from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Metadata, build_model
+from utils.checkpoints.checkpoint import Metadata, build_model
 from utils.checkpoints.tensor_files import read_safetensors, require_like
 from utils.config.reading import explain
 from utils.config.schema import Betas, Config
@@ -23,28 +27,26 @@ from utils.system.errors import InputError
 from utils.system.files import read_at_most
 
 MOST_JSON_BYTES = 2**20
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+WEIGHTS_NAME = "diffusion_pytorch_model"
 PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 LOSS_WEIGHTINGS = {"eps": "snr", "x": "constant", "v": "v_mse"}  # the error of what is predicted
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Keys of the sampler of diffusers, not of the model: see `sampling` in a configuration.
+# Keys of the sampler of diffusers, not of the model, with two old ones: see `sampling` in a configuration.
 SAMPLER_KEYS = {
-    "clip_sample",
-    "clip_sample_range",
     "dynamic_thresholding_ratio",
     "sample_max_value",
     "set_alpha_to_one",
     "steps_offset",
-    "thresholding",
+    "tensor_format",
     "timestep_spacing",
+    "timestep_values",
     "variance_type",
 }
-
 
 YAML_HEAD = """# Converted from {source}.
 #
 #     python distill.py --config_path {path} \\
-#       --teacher_model_checkpoint {checkpoint} --initial_sampling_steps 32 --distillation_iterations 3
+#       --teacher_model_checkpoint {checkpoint} --initial_sampling_steps {steps} --distillation_iterations 3
 #
 # Fill in `data`. `network` and `diffusion` are the teacher's, and must not be changed; `distillation` is a starting
 # point: with prediction v, since predicting eps does not work in few steps. configs/ddpm_32x32_v_continuous.yaml
@@ -78,11 +80,13 @@ def teacher_yaml(config: Config, *, source: Path, checkpoint: Path, path: Path) 
         "diffusion": config.diffusion.model_dump(exclude={"logsnr_min", "logsnr_max"}),
         "training": config.training.model_dump(include={"class_dropout", "loss_weighting"}),
         "distillation": DISTILLATION,
-        "sampling": {"sampling_steps": 50},
+        "sampling": {"sampling_steps": min(50, config.network.num_train_timesteps)},
     }
     paths = {"source": source, "checkpoint": checkpoint, "path": path}
     names = {name: " ".join(str(path).split()) for name, path in paths.items()}  # one line each
-    head = YAML_HEAD.format(**names, **config.data.model_dump(include={"image_size", "num_channels"}))
+    # Students whose number of steps divides the network's timesteps can be exported to diffusers.
+    steps = 4 * math.gcd(8, config.network.num_train_timesteps)
+    head = YAML_HEAD.format(**names, steps=steps, **config.data.model_dump(include={"image_size", "num_channels"}))
     options = {"sort_keys": False, "default_flow_style": None, "width": 100}
     return head + "\n".join(yaml.safe_dump({name: content}, **options) for name, content in sections.items())
 
@@ -93,14 +97,18 @@ def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Metadata, 
     With `last_class_is_none`, the last class of the network is the unconditional one, which guidance needs. Raises
     InputError if the folder contains something else, or something that this project does not support.
     """
+    if not folder.exists():
+        fetched = f"hf download {folder} --local-dir {folder}"
+        raise InputError(f"{folder}: no such folder; if it is the name of a model on the Hugging Face hub: {fetched}")
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: not a folder of a diffusers pipeline: there is no model_index.json in it")
     _require_class(folder / "model_index.json", ["DDIMPipeline", "DDPMPipeline"])
-    diffusion = _read_scheduler(folder / "scheduler" / "scheduler_config.json")
-    network, data = _read_network(folder / "unet" / "config.json", diffusion["betas"]["num_train_timesteps"])
+    unet, scheduler = (part if part.is_dir() else folder for part in (folder / "unet", folder / "scheduler"))
+    diffusion, clip = _read_scheduler(scheduler / "scheduler_config.json")
+    network, data = _read_network(unet / "config.json", diffusion["betas"]["num_train_timesteps"])
     if last_class_is_none:
         if network["num_classes"] < 2:
-            raise InputError(f"--last_class_is_none: {folder / 'unet' / 'config.json'} has no such num_class_embeds")
+            raise InputError(f"--last_class_is_none: {unet / 'config.json'} has no such num_class_embeds")
         network["num_classes"] -= 1
     prediction, dropout = diffusion["prediction"], 0.1 if last_class_is_none else 0.0
     content = {
@@ -109,14 +117,14 @@ def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Metadata, 
         "diffusion": diffusion,
         "training": {"class_dropout": dropout, "loss_weighting": LOSS_WEIGHTINGS[prediction]},
         "distillation": {"prediction": "v"},
+        "sampling": {"clip": clip},
     }
     try:
         config = Config.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{folder}: cannot be converted: {': '.join(explain(error))}") from error
-    sampling = config.sampling.of_teacher(TEACHER_SAMPLING_STEPS)
-    metadata = Metadata(config=config, step=0, kind="teacher", sampling=sampling, prediction=prediction)
-    return metadata, _read_weights(folder / "unet", config, last_class_is_none)
+    metadata = Metadata(config=config, step=0, kind="teacher", sampling=config.teacher_sampling, prediction=prediction)
+    return metadata, _read_weights(unet, config, last_class_is_none)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -138,9 +146,13 @@ def _require_class(path: Path, names: list[str]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if not key.startswith("_")}
 
 
-def _read_scheduler(path: Path) -> dict[str, Any]:
-    """The section `diffusion` of a configuration."""
+def _read_scheduler(path: Path) -> tuple[dict[str, Any], object]:
+    """The section `diffusion` of a configuration, and `sampling.clip`."""
     content = _require_class(path, ["DDIMScheduler", "DDPMScheduler"])
+    for key, only in (("predict_epsilon", True), ("thresholding", False)):
+        if content.pop(key, only) is not only:
+            raise InputError(f"{path}: {key}: should be {str(only).lower()}; nothing else is supported")
+    clip, limit = content.pop("clip_sample", True), content.pop("clip_sample_range", 1.0)
     prediction = content.pop("prediction_type", "epsilon")
     if not isinstance(prediction, str) or prediction not in PREDICTIONS:
         raise InputError(f"{path}: prediction_type: should be {', '.join(PREDICTIONS)}, not {prediction!s:.80}")
@@ -152,7 +164,7 @@ def _read_scheduler(path: Path) -> dict[str, Any]:
     if betas["trained_betas"] is not None:
         betas["trained_betas"] = betas["trained_betas"][: betas["num_train_timesteps"]]
         betas["num_train_timesteps"] = len(betas["trained_betas"])
-    return {"prediction": PREDICTIONS[prediction], "schedule": "discrete", "betas": betas}
+    return {"prediction": PREDICTIONS[prediction], "schedule": "discrete", "betas": betas}, clip and limit
 
 
 def _read_network(path: Path, timesteps: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -179,12 +191,14 @@ def _read_network(path: Path, timesteps: int) -> tuple[dict[str, Any], dict[str,
 
 def _read_weights(folder: Path, config: Config, last_class_is_none: bool) -> dict[str, Tensor]:
     """The weights of the network, under their names in `UNet2D`."""
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        others = sorted(other.name for pattern in ("*.bin", "*.safetensors*") for other in folder.glob(pattern))
-        found = f"there is only {others[0]}; " if others else ""
+    path, variants = folder / f"{WEIGHTS_NAME}.safetensors", dict[str, list[Path]]()
+    for file in sorted(folder.glob(f"{WEIGHTS_NAME}*.safetensors")):
+        variants.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
+    files = variants.get(WEIGHTS_NAME) or next(iter(variants.values()), [])
+    if not files:
+        found = f"there is only {other.name}; " if (other := next(folder.glob("*.bin"), None)) else ""
         raise InputError(f"{path}: missing; {found}pickles are not read, and `save_pretrained` writes it by default")
-    weights, _ = read_safetensors(path)
+    weights = {name: weight for file in files for name, weight in read_safetensors(file)[0].items()}
     for name in [name for name in weights if "attentions" in name.split(".")]:  # diffusers renames them, too
         weights[".".join(EARLIER_NAMES.get(part, part) for part in name.split("."))] = weights.pop(name)
     weights = {f"unet.{name}": weight for name, weight in weights.items()}

@@ -33,7 +33,7 @@ datasets: [] # fill in
 
 {code}
 
-The scheduler belongs to the model: its own betas, trailing timesteps, no clipping. With another scheduler, or another
+The scheduler belongs to the model: its own betas, trailing timesteps, {clipping}. With another scheduler, or another
 number of steps, the samples get worse. Images: {size} x {size}, {channels} channel(s).{classes}
 """
 UNCONDITIONAL = """    from diffusers import DDIMPipeline
@@ -87,7 +87,8 @@ def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
         trained_betas=betas_at(model.schedule, timesteps).tolist(),
         prediction_type=next(theirs for theirs, ours in PREDICTIONS.items() if ours == model.prediction),
         timestep_spacing="trailing",
-        clip_sample=False,
+        clip_sample=bool(checkpoint.sampling.clip),
+        clip_sample_range=float(checkpoint.sampling.clip or 1),
         set_alpha_to_one=True,
     )
     _require_precise(checkpoint.path, scheduler, model, steps)
@@ -135,6 +136,7 @@ def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
     if checkpoint.guidance:
         made_for += f", with a guidance scale of {scale:g} built in"
     shape = {"size": data.image_size, "channels": data.num_channels, "num_classes": len(names), "steps": steps}
+    shape["clipping"] = "x clipped in each step" if checkpoint.sampling.clip else "no clipping"
     code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape)
     classes = f" Classes, in order: {', '.join(names)}." if names else ""
     return CARD.format(title=title, made_for=made_for, code=code, classes=classes, **shape)

@@ -236,13 +236,13 @@ class SamplerOptions(Section):
 
     sampler: SamplerName = "ddim"
     variance: Variance = "small"
-    clip: bool = False
+    clip: bool | PositiveFloat = False  # or the largest absolute value of x; True is 1
 
 
 class SamplerSettings(SamplerOptions):
     """How a model is sampled."""
 
-    steps: Count
+    steps: Annotated[int, Field(gt=0, le=2**16)]
 
     @property
     def variance_fraction(self) -> float:
@@ -275,6 +275,11 @@ class Config(Section):
     training: Training = Training()
     distillation: Distillation = Distillation()
     sampling: Sampling = Sampling()
+
+    @property
+    def teacher_sampling(self) -> SamplerSettings:
+        """How a model that is not distilled is sampled by default: in 1024 steps, or all timesteps of its network."""
+        return self.sampling.of_teacher(min(1024, getattr(self.network, "num_train_timesteps", 1024)))
 
     @model_validator(mode="after")
     def fits_together(self) -> "Config":

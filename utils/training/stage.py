@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from models.diffusion import Diffusion, Prediction
-from utils.checkpoints.checkpoint import TEACHER_SAMPLING_STEPS, Checkpoint, Metadata, TrainedOn, build_model
+from utils.checkpoints.checkpoint import Checkpoint, Metadata, TrainedOn, build_model
 from utils.config.schema import Config, Distillation, Optimization, SamplerSettings
 from utils.system.errors import InputError, counted
 from utils.system.files import exists, find_files
@@ -92,7 +92,7 @@ def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> S
         title="training",
         config=config,
         kind="teacher",
-        sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
+        sampling=config.teacher_sampling,
         prediction=config.diffusion.prediction,
         guidance=None,
         num_training_steps=config.training.num_training_steps,
@@ -114,7 +114,7 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
         title=f"converting to {prediction}{scales}",
         config=config,
         kind="converted",
-        sampling=config.sampling.of_teacher(TEACHER_SAMPLING_STEPS),
+        sampling=config.teacher_sampling,
         prediction=prediction,
         guidance=guidance,
         num_training_steps=settings.num_conversion_steps,
