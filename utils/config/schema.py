@@ -106,6 +106,7 @@ class Data(Section):
     background: Colour = "white"
     most_broken: Fraction = 0.01
     saturation_margin: Fraction = 0.0
+    class_names: list[PathText] | None = None
 
 
 class Betas(Section):
@@ -285,6 +286,8 @@ class Config(Section):
     def fits_together(self) -> "Config":
         """Checks what depends on more than one key."""
         self.network.check(self.data.image_size)
+        if self.data.class_names and self.data.name != "folder":
+            raise ValueError(f"data.class_names: only for name: folder; {self.data.name} has its own")
         if self.data.name == "folder" and self.data.test_root:
             root, test_root = (Path(path).expanduser().resolve() for path in (self.data.root, self.data.test_root))
             if root in (test_root, *test_root.parents) or test_root in root.parents:

@@ -43,6 +43,8 @@ def require_num_classes(class_names: Sequence[str], config: Config) -> None:
         right = f"{found}, or 0 for an unconditional network" if found > 1 else "0, an unconditional network"
         hint = "" if found > 1 else ": no subfolders, or images beside them" if found == 0 else ": one subfolder"
         found = counted(found, "class", "es") + (hint or f" ({first_of(class_names, MOST_NAMES)})")
+        if num_classes == len(class_names) + 1 and config.network.type == "unet2d":
+            right += "; if the teacher's last class is the unconditional one, use convert.py --last_class_is_none"
         raise InputError(f"network.num_classes: {num_classes}, but {name} has {found}; it should be {right}")
 
 

@@ -1,4 +1,4 @@
-"""The image files in a folder, whose subfolders are the classes, and reading one of any format as a tensor."""
+"""The image files in a folder, whose subfolders are the classes, and reading one as a tensor."""
 
 import os
 import unicodedata
@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -15,39 +14,34 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from utils.system.errors import InputError
 
-UNSUPPORTED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}  # Pillow needs other programs for them
+# Files of other formats are skipped, and printed.
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
+FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
 MOST_NAMES = 20  # to print
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of text or of a colour profile; Pillow's 1 MB refuses good pictures
 
 
-@cache
-def image_formats() -> dict[str, str]:
-    """The supported formats, by suffix in lower case: {".png": "PNG", ...}."""
-    Image.init()
-    known = Image.registered_extensions().items()
-    return {suffix: name for suffix, name in known if name in Image.OPEN and name not in UNSUPPORTED}
-
-
 def printable(name: str) -> str:
-    """A file name for printing and saving, even if its bytes are not valid text; accents are composed, as typed."""
-    return unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    """A file name for printing and saving: control characters and invalid bytes as \\x1b, accents composed."""
+    text = unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 @dataclass(frozen=True, order=True)
 class ImageFile:
-    """An image file, with its size and time, which show whether it has changed."""
+    """An image file, with its size and times, which show whether it has changed."""
 
     class_name: str  # its folder, relative to the root, with slashes; "" for the root itself
     name: str
     size: int  # in bytes
-    modified: int  # in nanoseconds
+    times: tuple[int, int]  # of its content and of its entry in the file system, in nanoseconds
 
 
 def find_images(root: Path, key: str) -> list[ImageFile]:
     """All image files below a folder, sorted by class and name; prints what else is there.
 
-    Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) are ignored. Links to folders, and out of the folder, are
-    not followed. Raises InputError if there is no such folder, or no image in it; `key` is its configuration key.
+    Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) are ignored. Links to folders are not followed. Raises
+    InputError if there is no such folder, or no image in it; `key` is its configuration key.
     """
     if not root.is_dir():
         raise InputError(f"{key}: {root.absolute()}: no such folder")
@@ -55,19 +49,19 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     try:
         for entry, class_name in _visible_files(str(root)):
             suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_symlink() and not _is_link_within(root, entry):
-                others["links to folders or out of the folder, which are not followed"] += 1
-            elif suffix in image_formats() and entry.is_file():
+            if entry.is_dir():
+                others["links to folders, which are not followed"] += 1
+            elif suffix in FORMATS and entry.is_file():
                 stat = entry.stat()
-                images.append(ImageFile(class_name, entry.name, stat.st_size, stat.st_mtime_ns))
+                images.append(ImageFile(class_name, entry.name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))
             else:
-                others[suffix or printable(entry.name)] += 1
+                others[printable(suffix or entry.name)] += 1
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
     skipped = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(MOST_NAMES))
     if not images:
         found = f"there are {skipped}" if skipped else "it is empty"
-        raise InputError(f"{key}: {root.absolute()}: no images there, {found}; such as .png, .jpg, .webp or .tif")
+        raise InputError(f"{key}: {root.absolute()}: no images there, {found}; should be {', '.join(FORMATS)}")
     if skipped:
         print(f"{root}: skipped: {skipped}")
     # Classes that are all numbers are in their order: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
@@ -79,9 +73,15 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     return sorted(images, key=order)
 
 
-def class_names_of(images: list[ImageFile]) -> list[str]:
-    """The classes of sorted images, their subfolders; none if there are images beside the subfolders."""
+def class_names_of(images: list[ImageFile], key: str = "data.root") -> list[str]:
+    """The classes of sorted images, their subfolders; none if there are images beside the subfolders.
+
+    Raises InputError if two names differ only in how they are encoded.
+    """
     names = [printable(name) for name in dict.fromkeys(image.class_name for image in images)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{key}: {count} subfolders are called {name}, in different encodings; merge them")
     return names if "" not in names else []
 
 
@@ -100,13 +100,25 @@ def _visible_files(root: str) -> Iterator[tuple[os.DirEntry, str]]:
                     yield entry, folder
 
 
-def _is_link_within(root: Path, link: os.DirEntry) -> bool:
-    target = Path(os.path.realpath(link.path))
-    return target.is_file() and target.is_relative_to(os.path.realpath(root))
-
-
 class BrokenImage(InputError):  # noqa: N818 (the message explains it)
     """A file that cannot be read as an image, now or later."""
+
+
+def _require_readable(file: Image.Image, shown: str) -> None:
+    """Raises BrokenImage for files, not loaded yet, that Pillow would read wrongly."""
+    layout, tags = str(file.tile and file.tile[0].args), getattr(file, "tag_v2", {})  # tags of TIFF 6.0
+    bits, has_8_bits = max(tags.get(258, [1])), not any(text in layout for text in ("L;2", "L;4", ";16"))
+    for what, is_so in (
+        ("32 bits per pixel, so its white is unknown", file.mode in ("I", "F")),
+        ("a transparent colour, but not 8 bits", "transparency" in file.info and not has_8_bits),
+        ("12 bits", bits == 12),
+        ("16 bits, inverted", bits > 8 and tags.get(262) == 0),
+        ("16 bits in separate planes", bits > 8 and tags.get(284) == 2),
+        ("signed values", 2 in tags.get(339, [])),
+        ("CMYK without Adobe's marker", (file.format, file.mode) == ("JPEG", "CMYK") and "adobe" not in file.info),
+    ):
+        if is_so:
+            raise BrokenImage(f"{shown}: has {what}; save it in another way")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -134,18 +146,16 @@ def read_image(path: Path, num_channels: int, background: str = "white", at_leas
         with warnings.catch_warnings():
             # Large, but smaller than the size that Pillow refuses
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=sorted(set(image_formats().values()))) as file:
+            with Image.open(path, formats=sorted(set(FORMATS.values()))) as file:
+                _require_readable(file, shown)
                 if at_least:
                     file.draft(None, (at_least, at_least))
                 file.load()
                 image = _upright(file)
                 if file.format == "JPEG" and not _has_end(path.read_bytes()):
                     raise BrokenImage(f"{shown}: cannot be read: damaged: it ends too early")
-        if image.mode.startswith("I;16") or (image.mode == "I" and file.format in ("PNG", "PPM")):
-            # 16 bits, which Pillow would clip at 255
+        if image.mode.startswith("I;16"):  # which Pillow would clip at 255
             image = Image.fromarray((pil_to_tensor(image.convert("I"))[0] // 257).byte().numpy())
-        if image.mode in ("I", "F"):
-            raise BrokenImage(f"{shown}: has 32 bits per pixel, so its white is unknown")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

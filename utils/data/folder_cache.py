@@ -62,9 +62,11 @@ class Folder(Dataset):
 
     def __getitem__(self, index: int) -> bytes | InputError:
         size, channels, background = self.settings.image_size, self.settings.num_channels, self.settings.background
-        file = self.files[index]
+        path = self.root / self.files[index].class_name / self.files[index].name
+        if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
+            return BrokenImage(f"{printable(str(path))}: a link out of the folder, not followed; copy the image")
         try:
-            image = read_image(self.root / file.class_name / file.name, channels, background, at_least=2 * size)
+            image = read_image(path, channels, background, at_least=2 * size)
         except InputError as error:
             return error
         return fit(image[None], size, channels).numpy().tobytes()
@@ -95,7 +97,13 @@ def load_folder(
     `accept` is called with the class names before anything is prepared; it may raise.
     """
     folder = Folder(root, find_images(root, key), settings)
-    class_names = class_names_of(folder.files)
+    class_names = class_names_of(folder.files, key)
+    if settings.class_names:
+        order = {printable(name): number for number, name in enumerate(settings.class_names)}
+        if order.keys() != set(class_names):
+            raise InputError(f"data.class_names: should be the subfolders of {root}, in the order of the classes")
+        folder.files.sort(key=lambda file: order[printable(file.class_name)])
+        class_names = list(order)
     if accept:
         accept(class_names)
     path = CACHE / f"{folder.identity()}.uint8"

@@ -87,7 +87,8 @@ class Session(ExitStack):
         teacher.require_same_classes(names := data.description.class_names)
         if names and teacher.config.network.num_classes and not teacher.known_class_names:
             listed = first_of([f"{number} is {name}" for number, name in enumerate(names)])
-            print(f"note: {teacher.path} does not name its classes; they are taken to be those of the data: {listed}")
+            what = "does not name its classes; they are taken to be those of the data (or of data.class_names)"
+            print(f"note: {teacher.path} {what}: {listed}")
         if teacher.differs_in_images(data_hash):
             if teacher.path.is_relative_to(self.folder):
                 raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {ELSEWHERE}")
