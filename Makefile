@@ -10,6 +10,8 @@
 # make lint        style and format (ruff), and the direction of imports (import-linter)
 
 PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+INSTALLED := .venv/installed-$(VERSION)
 BIN := .venv/bin
 NAME := ddpm_32x32_v_continuous_small
 CONFIG := configs/$(NAME).yaml
@@ -79,7 +81,7 @@ lint: .venv/tests-installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache --no-logo
 
-$(TEACHER): | .venv/installed
+$(TEACHER): | $(INSTALLED)
 	$(BIN)/python train.py --config_path $(CONFIG)
 
 $(LAST_STUDENT): $(TEACHER)
@@ -96,7 +98,7 @@ $(PICTURE): $(LAST_STUDENT)
 		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-220.pt \
 		$(TEACHER):1 $(LAST_STUDENT)
 
-$(FASHION_TEACHER): | .venv/installed
+$(FASHION_TEACHER): | $(INSTALLED)
 	$(BIN)/python train.py --config_path $(FASHION_CONFIG)
 
 $(FASHION_LAST): $(FASHION_TEACHER)
@@ -111,22 +113,27 @@ $(FASHION_PICTURE): $(FASHION_LAST)
 $(PAGE)/index.html: $(wildcard web/*.* web/models/*) web/node_modules/installed
 	rm -rf $(PAGE)
 	mkdir -p $(PAGE)/ort
+	# Some servers do not know .mjs, so these files are called .js.
 	cp -r web/index.html web/style.css web/*.js web/models $(PAGE)/
-	cp $(addprefix web/node_modules/onnxruntime-web/dist/,$(ORT)) $(PAGE)/ort/
+	for name in $(ORT); do \
+		cp web/node_modules/onnxruntime-web/dist/$$name $(PAGE)/ort/$$(echo $$name | sed 's/mjs$$/js/'); \
+	done
 
 web/node_modules/installed: web/package-lock.json
 	npm ci --prefix web --ignore-scripts --no-audit --no-fund
 	touch $@
 
-.venv/installed: requirements.txt
-	$(PYTHON) -m venv .venv
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"error: needs Python 3.11 or newer, such as: make PYTHON=python3.12; this is $(VERSION)")'
+	test -e .venv/lib/python$(VERSION) || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-.venv/tests-installed: tests/requirements.txt .venv/installed
+.venv/tests-installed: tests/requirements.txt $(INSTALLED)
 	$(BIN)/python -m pip install --quiet -r tests/requirements.txt
 	touch $@
 
-.venv/notebook-installed: .venv/installed
+.venv/notebook-installed: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet nbclient ipykernel
 	touch $@

@@ -68,7 +68,7 @@ def require_free(path: Path, suffix: str) -> None:
 def from_diffusers(arguments: argparse.Namespace) -> None:
     """Converts a pipeline to a checkpoint, and a configuration beside it."""
     folder, output = arguments.from_diffusers, arguments.output
-    config_path = output.with_name(f"{output.absolute().parent.name}.yaml")
+    config_path = output.with_name(f"{output.resolve().parent.name}.yaml")
     require_free(output, ".pt")
     require_free(config_path, ".yaml")
     metadata, weights = read_pipeline(folder, last_class_is_none=arguments.last_class_is_none)

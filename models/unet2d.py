@@ -91,7 +91,8 @@ class UNet2D(nn.Module):
             class_embed_type="identity" if num_classes else None,  # adds the given vector
             **settings.model_dump(exclude={"type", "num_classes", "num_train_timesteps"}),
         )
-        self.features, embedding = settings.block_out_channels[0], self.unet.time_embedding.linear_2.out_features
+        self.features = settings.block_out_channels[0] // 2 * 2  # even, for sines and cosines
+        embedding = self.unet.time_embedding.linear_2.out_features
         self.embed_label = nn.Embedding(num_classes, embedding) if num_classes else None
         self.embed_guidance = guidance_layers(self.features, embedding) if takes_guidance else None
 

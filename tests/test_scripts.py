@@ -239,7 +239,12 @@ def test_weights_to_begin_with(folder_lesson, tmp_path, monkeypatch, capsys):
     assert call("train.py", *config, "--output_dir", "second") == 2
     assert "it started from output/tiny/diffusion-6.pt, and this command from random weights" in capsys.readouterr().err
     own = ["--load_model_weights_from_checkpoint", "second/diffusion-6.pt", "--output_dir", "second"]
-    assert call("train.py", *config, *own, "--restart") == 0  # deletes the checkpoint that it starts from
+    assert call("train.py", *config, *own, "--restart") == 2
+    assert "--restart: would delete second/diffusion-6.pt, with which the run starts" in capsys.readouterr().err
+    assert Path("second/diffusion-6.pt").exists()
+    folder_lesson.write_text(text.replace("num_channels: 1", "num_channels: 1, saturation_margin: 0.1"))
+    assert call("train.py", *config, *initial, "--restart") == 0
+    assert "saturation_margin is 0.1, but output/tiny/diffusion-6.pt was trained with 0" in capsys.readouterr().out
 
 
 def test_classes_and_colour_go_all_the_way(folder_lesson, tmp_path, monkeypatch):
@@ -356,6 +361,23 @@ def test_a_restart_deletes_nothing_of_a_distillation_that_is_running(folder_less
         assert call("distill.py", *flags, "--restart") == 2
     assert "output/distilled/tiny: another process is writing there" in capsys.readouterr().err
     assert sorted(Path("output/distilled").rglob("*.p*")) == before
+
+
+def test_a_restart_that_is_refused_deletes_nothing(folder_lesson, tmp_path, monkeypatch, capsys):
+    """With the teacher's folder as the output folder, or a student of the same folder as the teacher."""
+    monkeypatch.chdir(tmp_path)
+    assert call("train.py", "--config_path", folder_lesson) == 0
+    flags = ["distill.py", "--config_path", folder_lesson, "--output_dir", "output/tiny", "--initial_sampling_steps"]
+    first = ["--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--distillation_iterations", 1]
+    assert call(*flags, 4, *first) == 0
+    before = {path: path.read_bytes() for path in Path("output").rglob("*.p*")}
+    own = ["--teacher_model_checkpoint", "output/tiny/1_4/diffusion-4.pt", "--distillation_iterations", 1]
+    assert call(*flags, 2, *own, "--restart") == 2
+    assert "--restart: would delete output/tiny/1_4/diffusion-4.pt" in capsys.readouterr().err
+    next(Path("digits").glob("*.png")).unlink()
+    assert call(*flags, 4, *first, "--restart") == 2
+    assert "output/tiny/diffusion-6.pt: the images have changed since" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("output").rglob("*.p*")} == before
 
 
 def test_panels_that_cannot_be_compared_say_why_and_labels_tell_models_apart(

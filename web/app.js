@@ -35,6 +35,8 @@ function showSteps(steps) {
 /** Changes the state, and samples again. */
 function change(changes) {
   state = { ...state, ...changes };
+  const [low, high] = manifest.guidance ?? [1, 1];
+  state.guidance = Math.min(Math.max(state.guidance, low), high);
   show();
   work(draw);
 }

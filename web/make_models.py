@@ -6,7 +6,6 @@ The first is the teacher, the others are its students. The networks still comput
 are loaded.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -17,6 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from utils.checkpoints.to_onnx import write_onnx
+from utils.system import cli
+from utils.system.errors import InputError
 from utils.system.seeds import seed_of
 
 FOLDER = Path(__file__).parent / "models"
@@ -51,7 +52,7 @@ def add_model(checkpoint: Checkpoint) -> dict:
 
 
 def require_drawable(teacher: Checkpoint) -> None:
-    """Ends the program for models that the page cannot draw: it has the cosine schedule, grey images and classes."""
+    """Raises InputError for models that the page cannot draw: it has the cosine schedule, grey images and classes."""
     config = teacher.config
     for key, value, needed in (
         ("diffusion.schedule", config.diffusion.schedule, "cosine"),
@@ -59,16 +60,18 @@ def require_drawable(teacher: Checkpoint) -> None:
         ("sampling.clip", teacher.sampling.clip, False),
     ):
         if value != needed:
-            raise SystemExit(f"{teacher.path}: {key} is {value}, but the page needs {needed}")
+            raise InputError(f"{teacher.path}: {key} is {value}, but the page needs {needed}")
     if not config.network.num_classes:
-        raise SystemExit(f"{teacher.path}: network.num_classes is 0, but the page needs classes")
+        raise InputError(f"{teacher.path}: network.num_classes is 0, but the page needs classes")
 
 
 def main() -> None:
     """Replaces all files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", help="the teacher, then its students")
-    teacher, *students = map(load_checkpoint, parser.parse_args().checkpoints)
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("teacher", help="the teacher's checkpoint")
+    parser.add_argument("students", nargs="+", help="those of its students")
+    arguments = parser.parse_args()
+    teacher, *students = map(load_checkpoint, [arguments.teacher, *arguments.students])
     require_drawable(teacher)
     FOLDER.mkdir(exist_ok=True)
     for path in FOLDER.glob("*.onnx"):
@@ -86,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -2,7 +2,11 @@
 
 import { cosineSchedule } from "./sampler.js";
 
-const RUNTIMES = { wasm: "./ort/ort.wasm.min.mjs", webgpu: "./ort/ort.webgpu.min.mjs" };
+const RUNTIMES = {
+  wasm: ["./ort/ort.wasm.min.js", "./ort/ort-wasm-simd-threaded"],
+  webgpu: ["./ort/ort.webgpu.min.js", "./ort/ort-wasm-simd-threaded.asyncify"],
+};
+const UNCONDITIONAL = -1; // in place of a class
 const addressOf = (path) => new URL(path, import.meta.url).href;
 
 /** The available backends: WebAssembly, which loads faster, and WebGPU if the browser has it. */
@@ -35,10 +39,11 @@ function once(made, key, make) {
 }
 
 async function loadRuntime(backend) {
-  const ort = await import(RUNTIMES[backend]);
+  const [script, code] = RUNTIMES[backend];
+  const ort = await import(script);
   ort.env.wasm.numThreads = 1; // more need headers that a static host does not send
   ort.env.logLevel = "error";
-  ort.env.wasm.wasmPaths = addressOf("./ort/");
+  ort.env.wasm.wasmPaths = { mjs: addressOf(`${code}.js`), wasm: addressOf(`${code}.wasm`) };
   return ort;
 }
 
@@ -61,15 +66,20 @@ export const velocityOf = async (model, backend, options) => counting(await load
 
 function counting({ ort, session }, model, { count, digit, guidance }) {
   const filled = (type, value) => new ort.Tensor(type === BigInt64Array ? "int64" : "float32", type.from({ length: count }, () => value), [count]);
-  const fixed = { label: filled(BigInt64Array, BigInt(digit)) };
-  if (model.guidance) fixed.guidance = filled(Float32Array, guidance);
   const counted = { evaluations: 0 };
-  counted.velocity = async (z, logsnr) => {
+  const evaluate = async (label, z, logsnr) => {
     counted.evaluations += 1;
-    const inputs = { ...fixed, z: new ort.Tensor("float32", z, [count, 1, model.size, model.size]), logsnr: filled(Float32Array, logsnr) };
+    const inputs = { label: filled(BigInt64Array, BigInt(label)), z: new ort.Tensor("float32", z, [count, 1, model.size, model.size]), logsnr: filled(Float32Array, logsnr) };
+    if (model.guidance) inputs.guidance = filled(Float32Array, guidance);
     const output = running.then(() => session.run(inputs));
     running = output.catch(() => {});
     return (await output).v.data;
+  };
+  counted.velocity = async (z, logsnr) => {
+    const v = await evaluate(digit, z, logsnr);
+    if (model.guidance || guidance === 1) return v;
+    const unconditional = await evaluate(UNCONDITIONAL, z, logsnr); // as in models/guidance.py
+    return v.map((value, k) => unconditional[k] + guidance * (value - unconditional[k]));
   };
   return counted;
 }

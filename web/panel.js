@@ -57,7 +57,7 @@ export class Panel {
         paint(this.z, z, size);
         paint(this.x, x, size);
         drawPaths(this.paths, paths);
-        this.counts.textContent = countsOf(counted.evaluations, steps, milliseconds);
+        this.counts.textContent = countsOf(step, steps, counted.evaluations, milliseconds);
         await new Promise((resolve) => setTimeout(resolve)); // keeps the page responsive
         shown = performance.now();
       }
@@ -69,7 +69,7 @@ export class Panel {
   }
 }
 
-function countsOf(evaluations, steps, milliseconds) {
-  const done = evaluations < steps ? `step ${evaluations} of ${steps}` : `${evaluations} network evaluation${evaluations === 1 ? "" : "s"}`;
+function countsOf(step, steps, evaluations, milliseconds) {
+  const done = step < steps ? `step ${step} of ${steps}` : `${evaluations} network evaluation${evaluations === 1 ? "" : "s"}`;
   return `${done}, ${milliseconds.toFixed(0)} ms`;
 }

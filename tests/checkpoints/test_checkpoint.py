@@ -97,6 +97,7 @@ def test_other_classes_are_named(path):
     [
         ({"step": "7"}, "its metadata are not valid: step: should be a valid integer, not '7'"),
         ({"sampling": {"steps": 0}}, "its metadata are not valid: sampling.steps: should be greater than 0, not 0"),
+        ({"sampling": {"steps": 10**8}}, "sampling.steps: should be less than or equal to 65536, not 100000000"),
         ({"sampling": {"steps": 2.0}}, "its metadata are not valid: sampling.steps: should be a valid integer"),
         ({"sampling": {"steps": 2, "sampler": "x"}}, f"sampling.sampler: should be {ANY_SAMPLER}, not 'x'"),
         ({"kind": "teachr"}, "kind: should be 'teacher', 'converted' or 'student', not 'teachr'"),

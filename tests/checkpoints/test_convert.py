@@ -70,6 +70,13 @@ def test_one_line_and_nothing_written(folder, monkeypatch, capsys, arguments, sa
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+def test_the_yaml_is_called_like_the_folder_however_that_is_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    assert call("convert.py", "--from_diffusers", folder / "pipeline", "--output", "../y.pt") == 0
+    assert (tmp_path / f"{tmp_path.name}.yaml").exists()
+
+
 def test_a_yaml_that_cannot_be_written_leaves_nothing_in_the_way(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     original = convert.write_atomically

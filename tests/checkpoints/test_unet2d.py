@@ -37,6 +37,15 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_scale_can_be_an_input_of_any_width():
+    settings = UNet2DSettings(
+        type="unet2d", num_classes=3, **SETTINGS | {"norm_num_groups": 1, "block_out_channels": [9, 16]}
+    )
+    network = settings.build(image_size=16, num_channels=1, takes_guidance=True)
+    x = network(torch.randn(2, 1, 16, 16), torch.zeros(2), torch.zeros(2, dtype=torch.long), torch.ones(2))
+    assert x.isfinite().all()
+
+
 def test_no_class_is_the_zero_vector_and_the_scale_does_nothing_at_first():
     shape = {"image_size": 16, "num_channels": 1}
     network = UNet2DSettings(type="unet2d", num_classes=3, **SETTINGS).build(**shape, takes_guidance=True).eval()

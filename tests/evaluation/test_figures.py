@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,11 @@ def test_the_figures_show_the_rows_that_belong_into_them(tmp_path):
     assert (tmp_path / "without.png").read_bytes() == (tmp_path / "with.png").read_bytes()  # the first scale's alone
     draw_trade_off(rows, "a", tmp_path / "one_scale.png")
     draw_trade_off(rows + guided, "a", tmp_path / "two_scales.png")
+    ancestral = SamplerSettings(steps=8, sampler="ancestral")
+    draw_trade_off(
+        [(replace(each, sampling=ancestral), found) for each, found in rows[1:] + guided], "a", tmp_path / "other.png"
+    )
+    assert blue(tmp_path / "other.png").sum() > 500
     assert not blue(tmp_path / "one_scale.png").any() and blue(tmp_path / "two_scales.png").sum() > 500
 
 

@@ -33,6 +33,9 @@ def test_broken_states_and_those_of_earlier_formats_are_refused(tmp_path):
         torch.save(state | {"trainers": wrong}, path)
         with pytest.raises(InputError, match=r"training_state.pt: damaged: model: "):
             make_run(tmp_path, num_steps=10)
+    torch.save(state | {"identity": state["identity"] | {"seed": torch.zeros(2)}}, path)
+    with pytest.raises(InputError, match=r"training_state.pt: damaged: identity.seed"):
+        read_state(stage)
     torch.save(state | {"trainers": []}, path)
     with pytest.raises(InputError, match=r"training_state.pt: damaged: trainers: "):
         read_state(stage)

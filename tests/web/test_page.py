@@ -6,6 +6,7 @@ pip install playwright; apt-get install chromium; make page
 import importlib.util
 import shutil
 import subprocess
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import save_model
 from PIL import Image
+
+from utils.checkpoints.checkpoint import build_model
+from utils.config.schema import Config
+from utils.system import cli
+from web import make_models
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -33,14 +41,24 @@ DRAWN = "Both are done."
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    """A server that does not know scripts that are called .mjs."""
+
+    extensions_map = SimpleHTTPRequestHandler.extensions_map | {".mjs": "application/octet-stream"}
+
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def site(tmp_path_factory):
+    """A folder to serve."""
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.fixture(scope="module")
+def address(site):
     """Where the page is served, as from any static host, in a folder of it."""
-    root = tmp_path_factory.mktemp("site")
+    root = site
     subprocess.run(["make", "page", f"PAGE={root}/some/where"], cwd=ROOT, check=True, capture_output=True)
     server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=str(root)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -69,7 +87,10 @@ def visit(browser, address):
         page = context.new_page()
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: asked.url.startswith((address, "data:")) or wrong.append(asked.url))
+        page.on(
+            "request",
+            lambda asked: asked.url.startswith((address.removesuffix("where/"), "data:")) or wrong.append(asked.url),
+        )
         page.goto(address + state)
         wait_for(page, DRAWN)
         return page
@@ -119,6 +140,46 @@ def test_the_slider_halves_the_steps_and_the_address_remembers(visit):
     for who in ("teacher", "student"):
         assert (drawn(page, who) == drawn(again, who)).all()
     assert abs(drawn(page, "teacher") - drawn(page, "student")).mean() > 5
+
+
+@pytest.fixture(scope="module")
+def guided(site, address):
+    """The page, with an untrained teacher, and a student of 4 steps that takes guidance from 1 to 3."""
+    data, network = {"name": "MNIST", "image_size": 32, "num_channels": 1}, {"features": 8, "num_classes": 10}
+    network |= {"multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": [], "patch_size": 2}
+    config = Config.model_validate({"data": data, "network": network})
+    paths = [site / "teacher.pt", site / "student.pt"]
+    for path, options in zip(paths, ({}, {"sampling_steps": 4, "guidance": [1.0, 3.0]}), strict=True):
+        model = build_model(config, torch.device("cpu"), takes_guidance=bool(options))
+        for weight in model.network.parameters():
+            torch.nn.init.normal_(weight, std=0.1)
+        save_model(path, model.network.state_dict(), config=config, **options)
+    shutil.copytree(site / "some/where", site / "some/guided")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_models, "FOLDER", site / "some/guided/models")
+        patch.setattr(sys, "argv", ["make_models.py", *map(str, paths)])
+        make_models.main()
+    return "../guided/"
+
+
+def test_guidance_moves_teacher_and_student_within_the_range_of_the_student(visit, guided):
+    page = visit(f"{guided}#steps=4&guidance=50")
+    assert "guidance=3" in page.evaluate("location.hash")
+    assert page.locator("#teacher .counts").inner_text().startswith("8 network evaluations, ")
+    assert page.locator("#student .counts").inner_text().startswith("4 network evaluations, ")
+    other = visit(f"{guided}#steps=4&guidance=1")
+    assert other.locator("#teacher .counts").inner_text().startswith("4 network evaluations, ")
+    for who in ("teacher", "student"):
+        assert (drawn(page, who) != drawn(other, who)).any()
+    assert "guidance=1" in visit("#guidance=50").evaluate("location.hash")  # a student without guidance
+
+
+def test_models_of_the_page_that_are_missing_are_one_line(capsys):
+    for arguments, said in ((["none.pt"], "students"), (["none.pt", "none.pt"], "none.pt: cannot be read")):
+        sys.argv = ["make_models.py", *arguments]
+        with pytest.raises(SystemExit, match="2"):
+            cli.run(make_models.main)
+        assert said in capsys.readouterr().err
 
 
 def test_where_there_is_no_student_the_teacher_draws_alone(visit):

@@ -63,8 +63,8 @@ def draw_trade_off(rows: list[Row], title: str, path: Path) -> None:
     """
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for candidate, found in rows:
-        if candidate.path and candidate.sampling.sampler == "ddim" and found["right"] is not None:
-            curve = f"{candidate.name}, {counted(candidate.sampling.steps, 'step')}"
+        if candidate.path and found["right"] is not None:
+            curve = f"{candidate.name}, {candidate.sampling.sampler}, {counted(candidate.sampling.steps, 'step')}"
             curves.setdefault(curve, []).append((candidate.guidance, 100 * found["right"], found["fid"]))
     figure, axes = _plot(f"{title}\nnumbers: the guidance scale", "samples of the requested class, %")
     several = {name: sorted(points) for name, points in curves.items() if len(points) > 1}

@@ -36,7 +36,7 @@ class Run:
         """Resumes from a state of `read_state`, if there is one."""
         self.stage, self.folder, self.data = stage, stage.folder, data
         self.compute, self.device = compute, compute.device
-        self._identity = stage.identity()  # hashes the parent's file now: --restart may delete it
+        self._identity = stage.identity()
         self.trainers: dict[str, Trainer] = {}  # by name; checkpoints hold the EMA of the one named "model"
         self.step = self._saved_step = state["step"] if state else 0
         self._states = state["trainers"] if state else {}

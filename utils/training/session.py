@@ -55,18 +55,21 @@ class Session(ExitStack):
         compute = Compute.choose(self.config, self.device, passes=self.passes, training=True, previous=self._compute)
         run = Run(stage, state, data, compute)
         if self._data is None:
-            self._begin()
+            self._begin(stage)
         prepare_folder(stage.folder)
         delete_files(stage.folder, ".*.tmp")  # that a kill has left
         self._data, self._compute = data, compute.as_dict()
         print(f"{stage.title} on {compute}, from step {run.step}, {len(data)} images, writing to {stage.folder}")
         return run
 
-    def _begin(self) -> None:
+    def _begin(self, stage: Stage) -> None:
         """All checks are done: locks the folder, and carries out --restart."""
         self.enter_context(locked(self.folder))
         if self.restart:
-            for path in stage_folders(self.folder) if self.is_distillation else [self.folder]:
+            earlier = stage_folders(self.folder) if self.is_distillation else [self.folder]
+            if stage.parent and stage.parent.path.resolve().parent in [path.resolve() for path in earlier]:
+                raise InputError(f"--restart: would delete {stage.parent.path}, with which the run starts; move it")
+            for path in earlier:
                 delete_run(path)
                 remove_if_empty(path)
             cli.restart_is_done()
@@ -74,7 +77,7 @@ class Session(ExitStack):
     def _require_same_images(self, stage: Stage, state: dict[str, Any] | None, data: ImageData) -> None:
         """Raises InputError if the images or classes differ from those of the run, or of a student that now teaches.
 
-        For another teacher, prints a note if its images or their saturation margin differ.
+        Prints a note if the images of another teacher, or the saturation margin of its parent, differ.
         """
         data_hash, teacher = data.description.data_hash, stage.parent
         if state and state["identity"].get("data_hash") != data_hash:
@@ -82,7 +85,12 @@ class Session(ExitStack):
                 f"{stage.folder / STATE_NAME}: the images or their classes have changed: a file or a folder was added "
                 f"or removed, or pixels changed; {ELSEWHERE}"
             )
-        if teacher is None or not self.is_distillation:
+        if teacher is None:
+            return
+        before, now = (config.data.saturation_margin for config in (teacher.config, self.config))
+        if before != now:
+            print(f"note: data.saturation_margin is {now:g}, but {teacher.path} was trained with {before:g}: keep it")
+        if not self.is_distillation:
             return
         teacher.require_same_classes(names := data.description.class_names)
         if names and teacher.config.network.num_classes and not teacher.known_class_names:
@@ -93,9 +101,6 @@ class Session(ExitStack):
             if teacher.path.is_relative_to(self.folder):
                 raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {ELSEWHERE}")
             print(f"note: the images differ from those that {teacher.path} was trained on")
-        before, now = (config.data.saturation_margin for config in (teacher.config, self.config))
-        if before != now:
-            print(f"note: data.saturation_margin is {now:g}, but {teacher.path} was trained with {before:g}: keep it")
 
 
 def _require_image_for_each_rank(stage: Stage) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError, model_validator
+from typing_extensions import TypeAliasType
 
 from utils.checkpoints.tensor_files import read_torch_file
 from utils.config.reading import differences, explain, flatten
@@ -41,10 +42,14 @@ class Computed(Section):
     processes: Count
 
 
+# A value of a configuration, or a section of them.
+Plain = TypeAliasType("Plain", "str | int | float | bool | list[Plain] | dict[str | int, Plain] | None")
+
+
 class State(Section):
     """The contents of a training state."""
 
-    identity: dict[str, Any]
+    identity: dict[str, Plain]
     num_training_steps: Count
     step: NonNegativeInt
     compute: Computed
