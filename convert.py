@@ -46,12 +46,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.from_diffusers is None) != (arguments.output is None):
         parser.error("--output goes with --from_diffusers, and the others with --checkpoint")
-    if arguments.last_class_is_none and not arguments.from_diffusers:
-        parser.error("--last_class_is_none goes with --from_diffusers")
-    if arguments.half and not arguments.to_safetensors:
-        parser.error("--half goes with --to_safetensors")
-    if arguments.guidance is not None and not arguments.to_diffusers:
-        parser.error("--guidance goes with --to_diffusers")
+    pairs = {"last_class_is_none": "from_diffusers", "half": "to_safetensors", "guidance": "to_diffusers"}
+    for flag, other in pairs.items():
+        if getattr(arguments, flag) is not parser.get_default(flag) and not getattr(arguments, other):
+            parser.error(f"--{flag} goes with --{other}")
     return arguments
 
 

@@ -41,11 +41,6 @@ def relative_to_scale(loss: Tensor, scale: Tensor | None) -> Tensor:
     return loss if scale is None else loss * cast_like(scale.clamp(min=1) ** -2, loss)
 
 
-def evaluations_per_step(scale: float, *, takes_guidance: bool) -> int:
-    """Network evaluations in a step of a sampler: 2 with guidance, unless the scale is an input of the network."""
-    return 1 if scale == 1 or takes_guidance else 2
-
-
 @dataclass(frozen=True)
 class Guided:
     """A model with guidance: a drop-in replacement for `Diffusion` in samplers, students and teachers."""

@@ -1,6 +1,5 @@
 """Builds models, and reads and writes checkpoints: EMA weights and everything needed to sample or teach with them."""
 
-import difflib
 import unicodedata
 from contextlib import nullcontext
 from dataclasses import replace
@@ -134,9 +133,8 @@ class Checkpoint(Metadata):
             return self.class_names.index(name)
         if name.isascii() and name.isdigit() and int(name) < len(self.class_names):
             return int(name)
-        close = [f"did you mean {other}? " for other in difflib.get_close_matches(name, self.class_names, n=1)]
         known = f"its classes are {first_of(self.class_names)}" if self.class_names else "it is unconditional"
-        raise InputError(f"class {name}: {self.path} has no such class; {''.join(close)}{known}")
+        raise InputError(f"class {name}: {self.path} has no such class; {known}")
 
     def require_same_model(self, config: Config, config_name: str) -> None:
         """Raises InputError if its weights would mean something else under the configuration."""

@@ -32,16 +32,9 @@ PREDICTIONS = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 LOSS_WEIGHTINGS = {"eps": "snr", "x": "constant", "v": "v_mse"}  # the error of what is predicted
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # Keys of the sampler of diffusers, not of the model, with two old ones: see `sampling` in a configuration.
-SAMPLER_KEYS = {
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-    "set_alpha_to_one",
-    "steps_offset",
-    "tensor_format",
-    "timestep_spacing",
-    "timestep_values",
-    "variance_type",
-}
+SAMPLER_KEYS = {"dynamic_thresholding_ratio", "sample_max_value", "set_alpha_to_one", "steps_offset", "tensor_format"}
+SAMPLER_KEYS |= {"timestep_spacing", "timestep_values", "variance_type"}
+
 
 YAML_HEAD = """# Converted from {source}.
 #

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.diffusion import Diffusion
-from models.guidance import evaluations_per_step, guided
+from models.guidance import guided
 from models.samplers import SAMPLERS
 from utils.config.schema import Config, SamplerSettings
 from utils.system.distributed import distributed_map, tasks_per_rank
@@ -18,8 +18,8 @@ from utils.system.seeds import SampleNoise
 
 
 def network_evaluations(sampling: SamplerSettings, guidance: float, *, takes_guidance: bool) -> int:
-    """The network evaluations of a sample."""
-    of_guidance = evaluations_per_step(guidance, takes_guidance=takes_guidance)
+    """The network evaluations of a sample; guidance doubles them, unless the scale is an input of the network."""
+    of_guidance = 1 if guidance == 1 or takes_guidance else 2
     return sampling.steps * SAMPLERS[sampling.sampler].evaluations_per_step * of_guidance
 
 

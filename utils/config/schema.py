@@ -196,23 +196,18 @@ class Training(Optimization):
         return self.learning_rate * warmup * decay
 
 
-def _as_mapping(value: object) -> object:
-    if not isinstance(value, dict):
-        return {"default": value}
-    is_number = re.compile("[0-9]{1,9}").fullmatch  # JSON has only strings as keys
-    return {int(key) if isinstance(key, str) and is_number(key) else key: number for key, number in value.items()}
-
-
-def _with_default(value: dict) -> dict:
-    if "default" not in value:
+def _by_student(value: object) -> object:
+    mapping = value if isinstance(value, dict) else {"default": value}
+    if "default" not in mapping:
         raise ValueError("needs a `default` for the other students")
-    return value
+    is_number = re.compile("[0-9]{1,9}").fullmatch  # JSON has only strings as keys
+    return {int(key) if isinstance(key, str) and is_number(key) else key: number for key, number in mapping.items()}
 
 
 # One value for every student, or one for each number of sampling steps and a default for the others.
 Student = Literal["default"] | Count
-CountByStudent = Annotated[dict[Student, Count], BeforeValidator(_as_mapping), AfterValidator(_with_default)]
-RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_as_mapping), AfterValidator(_with_default)]
+CountByStudent = Annotated[dict[Student, Count], BeforeValidator(_by_student)]
+RateByStudent = Annotated[dict[Student, PositiveFloat], BeforeValidator(_by_student)]
 
 
 class Distillation(Optimization):

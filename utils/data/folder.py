@@ -4,9 +4,10 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
@@ -46,18 +47,22 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     if not root.is_dir():
         raise InputError(f"{key}: {root.absolute()}: no such folder")
     images, others = [], Counter()
-    try:
-        for entry, class_name in _visible_files(str(root)):
-            suffix = os.path.splitext(entry.name)[1].lower()
-            if entry.is_dir():
-                others["links to folders, which are not followed"] += 1
-            elif suffix in FORMATS and entry.is_file():
-                stat = entry.stat()
-                images.append(ImageFile(class_name, entry.name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))
-            else:
-                others[printable(suffix or entry.name)] += 1
-    except OSError as error:
+
+    def fail(error: OSError) -> NoReturn:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
+
+    for folder, folders, names in os.walk(root, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = sum(os.path.islink(os.path.join(folder, name)) for name in folders)
+        others.update({"links to folders, which are not followed": links} if links else {})
+        class_name = os.path.relpath(folder, root).replace(os.sep, "/").removeprefix(".")
+        for name in [name for name in names if not name.startswith(".")]:
+            path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
+            if suffix in FORMATS and os.path.isfile(path):
+                stat = os.stat(path)
+                images.append(ImageFile(class_name, name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))
+            else:
+                others[printable(suffix or name)] += 1
     skipped = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(MOST_NAMES))
     if not images:
         found = f"there are {skipped}" if skipped else "it is empty"
@@ -85,21 +90,6 @@ def class_names_of(images: list[ImageFile], key: str = "data.root") -> list[str]
     return names if "" not in names else []
 
 
-def _visible_files(root: str) -> Iterator[tuple[os.DirEntry, str]]:
-    """Everything but folders, each with the path of its folder relative to the root; links are not followed."""
-    left = [""]
-    while left:
-        folder = left.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    left.append(f"{folder}/{entry.name}" if folder else entry.name)
-                else:
-                    yield entry, folder
-
-
 class BrokenImage(InputError):  # noqa: N818 (the message explains it)
     """A file that cannot be read as an image, now or later."""
 
@@ -121,19 +111,6 @@ def _require_readable(file: Image.Image, shown: str) -> None:
             raise BrokenImage(f"{shown}: has {what}; save it in another way")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image, turned as its EXIF data say, if they can be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF data; the pixels are already decoded
-        return image
-
-
-def _has_end(jpeg: bytes) -> bool:
-    """Whether a JPEG has an end marker after its last start of a scan; libjpeg fills what is missing with grey."""
-    return jpeg.rfind(b"\xff\xd9") > jpeg.rfind(b"\xff\xda")
-
-
 def read_image(path: Path, num_channels: int, background: str = "white", at_least: int | None = None) -> Tensor:
     """An image as uint8 [C, H, W]: upright, its first frame, 16 bits scaled to 8; transparent pixels show `background`.
 
@@ -151,9 +128,11 @@ def read_image(path: Path, num_channels: int, background: str = "white", at_leas
                 if at_least:
                     file.draft(None, (at_least, at_least))
                 file.load()
-                image = _upright(file)
-                if file.format == "JPEG" and not _has_end(path.read_bytes()):
-                    raise BrokenImage(f"{shown}: cannot be read: damaged: it ends too early")
+                image, content = file, path.read_bytes() if file.format == "JPEG" else b""
+                if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # libjpeg fills what is missing with grey
+                    raise BrokenImage(f"{shown}: cannot be read: damaged: no end marker after its last scan")
+                with suppress(Exception):  # broken EXIF data; the pixels are already decoded
+                    image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):  # which Pillow would clip at 255
             image = Image.fromarray((pil_to_tensor(image.convert("I"))[0] // 257).byte().numpy())
         if image.has_transparency_data:

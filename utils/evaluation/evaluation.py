@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +18,7 @@ from models.samplers import SAMPLERS
 from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from utils.checkpoints.compute import Compute
 from utils.checkpoints.sampling import batches_of, draw_all, draw_batch, network_evaluations
-from utils.config.schema import Config, SamplerSettings
+from utils.config.schema import Config, SamplerSettings, Section
 from utils.data.images import content_hash
 from utils.evaluation.metrics import METRICS, Extractor, Features
 from utils.system.distributed import all_gather, distributed_map, tasks_per_rank
@@ -26,7 +27,6 @@ from utils.system.files import read_if_there, write_atomically
 from utils.system.seeds import seed_of
 
 NUM_COMPARED = 64  # samples of the column `distance`
-RESULTS_VERSION = 2
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -52,23 +52,24 @@ class Results:
     def add(self, entry: dict[str, Any]) -> None:
         """Adds an entry, and writes the file."""
         self.entries.append(entry)
-        text = json.dumps({"format_version": RESULTS_VERSION, "evaluations": self.entries}, indent=1)
+        text = json.dumps({"format_version": 2, "evaluations": self.entries}, indent=1)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
+class ResultsFile(Section):
+    """The contents of a results.json."""
+
+    format_version: Literal[2]
+    evaluations: list[dict[str, Any]]
+
+
 def _read_entries(path: Path) -> list[dict[str, Any]]:
-    text = read_if_there(path)
-    if text is None:
-        return []
     try:
-        content = json.loads(text)
-        version, entries = content["format_version"], content["evaluations"]
-        is_list = isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-        if is_list and version == RESULTS_VERSION:
-            return entries
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise InputError(f"{path}: damaged, or not results of this version of evaluate.py; delete or rename it")
+        text = read_if_there(path)
+        return [] if text is None else ResultsFile.model_validate_json(text).evaluations
+    except ValidationError as error:
+        problem = "damaged, or not results of this version of evaluate.py"
+        raise InputError(f"{path}: {problem}; delete or rename it") from error
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,6 @@ def connect() -> None:
             file=sys.stderr,
             flush=True,
         )
-    while not connected.done():
-        wait([connected], 0.2)
     connected.result()
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
