@@ -128,12 +128,10 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     device = choose_device(arguments.device)
     teacher, students = load_checkpoint(arguments.teacher), find_students(arguments)
-    own = teacher.sampling
+    sampling, clip = teacher.sampling, teacher.sampling.clip if arguments.clip is None else arguments.clip
     if teacher.kind != "student":  # the configuration may have changed since it was trained
-        own = config.sampling.of_teacher(own.steps).model_copy(update={"clip": own.clip})
-    if arguments.clip is not None:
-        own = own.model_copy(update={"clip": arguments.clip})
-    teacher = teacher.model_copy(update={"sampling": own})
+        sampling = config.sampling.of_teacher(sampling.steps)
+    teacher = teacher.model_copy(update={"sampling": sampling.model_copy(update={"clip": clip})})
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_model(config, arguments.config_path)
         for scale in arguments.guidance:

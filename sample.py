@@ -50,8 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     help = "more makes samples more clearly of their class, and less varied (default: sampling.guidance of the config)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=help)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    grid_png = Path("output/grid.png")
-    parser.add_argument("--output", type=Path, default=grid_png, metavar="PNG", help=f"the grid (default: {grid_png})")
+    help = "the grid (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("output/grid.png"), metavar="PNG", help=help)
     parser.add_compute_arguments()
     return parser.parse_args()
 

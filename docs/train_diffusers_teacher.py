@@ -18,15 +18,13 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--data", choices=["MNIST", "FashionMNIST"], default="MNIST", help="(default: MNIST)")
-parser.add_argument("--root", default="data", help="where torchvision puts it (default: data)")
 parser.add_argument("--steps", type=int, default=2400, help="of the optimizer (default: 2400)")
 parser.add_argument("--output", default="output/diffusers_pipeline", help="(default: output/diffusers_pipeline)")
 arguments = parser.parse_args()
 
 torch.manual_seed(0)
 to_tensor = transforms.Compose([transforms.Resize(32), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
-images = getattr(datasets, arguments.data)(arguments.root, download=True, transform=to_tensor)
+images = datasets.MNIST("data", download=True, transform=to_tensor)
 epoch = DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
 network = UNet2DModel(
     sample_size=32,

@@ -65,9 +65,8 @@ def ancestral(
     """
     i = countdown(num_steps)
     for t, s in zip(i / num_steps, (i - 1) / num_steps, strict=True):
-        x = rotate(z, model.v(z, t.expand(len(z)), label), model.schedule.angle(t))
-        if clip:
-            x = x.clamp(-clip, clip)
+        phi = model.schedule.angle(t)
+        x = rotate(z, clip_x(model.v(z, t.expand(len(z)), label), z, phi, clip), phi)
         if s == 0:
             return x
         mean, log_variance = posterior(z, x, model.schedule.logsnr(s), model.schedule.logsnr(t), variance)

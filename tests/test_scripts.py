@@ -299,7 +299,7 @@ def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypa
     capsys.readouterr()
     for checkpoint, flags, message in (
         (student, ["--guidance", 4], f"guidance 4: {student} was distilled for scales from 1 to 3"),
-        (student, ["--class", "dgo"], f"class dgo: {student} has no such class; did you mean dog?"),
+        (student, ["--class", "dgo"], f"class dgo: {student} has no such class; its classes are cat, dog"),
         (student, ["--class", "2"], f"class 2: {student} has no such class; its classes are cat, dog"),
         (teacher, ["--guidance", "-1"], "guidance -1: should be from 0 to 100"),
     ):

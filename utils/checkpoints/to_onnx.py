@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -36,11 +37,8 @@ def write_onnx(checkpoint: Checkpoint, path: Path) -> None:
     is v. Its metadata contain, as JSON, `sampling_steps`, `clip`, the list `logsnr` at the beginning of each
     step, `class_names`, the range `guidance`, and the `schedule`. Raises InputError if a library is missing.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError("--to_onnx: needs two libraries: pip install onnx onnxscript") from error
+    if not (find_spec("onnx") and find_spec("onnxscript")):
+        raise InputError("--to_onnx: needs two libraries: pip install onnx onnxscript")
     config, model = checkpoint.config, checkpoint.model(torch.device("cpu"))
     model.network.for_inference()
     size, batch = config.data.image_size, 2

@@ -102,8 +102,7 @@ def _require_readable(file: Image.Image, shown: str) -> None:
         ("32 bits per pixel, so its white is unknown", file.mode in ("I", "F")),
         ("a transparent colour, but not 8 bits", "transparency" in file.info and not has_8_bits),
         ("12 bits", bits == 12),
-        ("16 bits, inverted", bits > 8 and tags.get(262) == 0),
-        ("16 bits in separate planes", bits > 8 and tags.get(284) == 2),
+        ("16 bits, inverted or in planes", bits > 8 and (tags.get(262) == 0 or tags.get(284) == 2)),
         ("signed values", 2 in tags.get(339, [])),
         ("CMYK without Adobe's marker", (file.format, file.mode) == ("JPEG", "CMYK") and "adobe" not in file.info),
     ):

@@ -54,13 +54,9 @@ def connect() -> None:
 
     threading.Thread(target=run, daemon=True).start()  # Ctrl-C would not interrupt the wait itself
     if not wait([connected], PATIENCE).done:
-        rank, world_size, address = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"))
-        print(
-            f"process {rank} of {world_size} waits for the others, at {address}: the environment variables RANK and "
-            "WORLD_SIZE are set, as by torchrun; without them, this is one process",
-            file=sys.stderr,
-            flush=True,
-        )
+        text = "process {RANK} of {WORLD_SIZE} waits for the others, at {MASTER_ADDR}: the environment variables "
+        text += "RANK and WORLD_SIZE are set, as by torchrun; without them, this is one process"
+        print(text.format(**os.environ), file=sys.stderr, flush=True)
     connected.result()
     if not is_rank_zero():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,18 +44,17 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters: Iterable[nn.Parameter], *, weight_decay: float):
         """With decoupled weight decay; the parameters are weights of convolutions and linear layers, [out, in, ...]."""
         super().__init__(parameters, {"lr": 1e-3, "weight_decay": weight_decay})
+        for weight in self.param_groups[0]["params"]:
+            self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         self.found_inf: Tensor | None = None  # where this scalar is 1, a step changes nothing, as in fused optimizers
 
     @torch.no_grad()
     def step(self) -> None:
         """One step down the gradients of all parameters."""
-        for group in self.param_groups:
-            weights = [weight for weight in group["params"] if weight.grad is not None]
-            self._step(weights, group["lr"], group["weight_decay"])
-
-    def _step(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        group = self.param_groups[0]
+        weights, lr = [weight for weight in group["params"] if weight.grad is not None], group["lr"]
         gradients = [weight.grad for weight in weights]
-        buffers = [self._buffer(weight) for weight in weights]
+        buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
         # A skipped step adds 0, and never NaN, to the momentum and the weights.
         taken = torch.ones((), device=weights[0].device) if self.found_inf is None else 1 - self.found_inf
         gradients = [torch.where(taken > 0, gradient, 0) for gradient in gradients]
@@ -64,16 +62,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(buffers, torch._foreach_mul(gradients, 1 - MOMENTUM))
         ahead = torch._foreach_lerp(gradients, buffers, MOMENTUM)  # Nesterov momentum
         directions = orthogonalized([gradient.flatten(1) for gradient in ahead])
-        torch._foreach_mul_(weights, 1 - taken * lr * weight_decay)
+        torch._foreach_mul_(weights, 1 - taken * lr * group["weight_decay"])
         for weight, direction in zip(weights, directions, strict=True):
             size = RMS * max(direction.shape) ** 0.5
             weight.sub_(direction.reshape(weight.shape) * (taken * lr * size))
-
-    def _buffer(self, weight: nn.Parameter) -> Tensor:
-        state: dict[str, Any] = self.state[weight]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(weight)
-        return state["momentum_buffer"]
 
 
 def orthogonalized(matrices: Sequence[Tensor]) -> list[Tensor]:

@@ -148,15 +148,11 @@ def plan_of(settings: Distillation, students: list[int]) -> str:
         plan.setdefault(settings.of_student(n), []).append(str(n))
     parts = [f"{', '.join(names)}: {counted(count, 'step')} at {rate:g}" for (count, rate), names in plan.items()]
     keys = {**settings.num_training_steps_per_iteration, **settings.learning_rate}.keys() - {"default"}
-    unused = [str(n) for n in sorted(keys, reverse=True) if _odd_part(n) != _odd_part(students[0])]
+    halved_or_doubled = {students[0] * 2.0**k for k in range(-31, 32)}
+    unused = [str(n) for n in sorted(keys - halved_or_doubled, reverse=True)]
     if unused:
         parts.append(f"note: the configuration names {', '.join(unused)} sampling steps, which no student takes")
     return f"training steps and learning rate by sampling steps: {'; '.join(parts)}"
-
-
-def _odd_part(n: int) -> int:
-    """What is left of n when it is halved as often as possible."""
-    return n // (n & -n)
 
 
 def _annealed(learning_rate: float, num_training_steps: int) -> Callable[[int], float]:
