@@ -101,8 +101,10 @@ def in_one_folder(folder: Path) -> None:
 
 
 def in_two_files(folder: Path) -> None:
-    UNet2DModel.from_pretrained(folder / "unet").save_pretrained(folder / "unet", max_shard_size="50KB")
-    assert len(list((folder / "unet").glob("*.safetensors"))) > 1
+    network = UNet2DModel.from_pretrained(folder / "unet")
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(folder / "unet", max_shard_size="50KB")
+    assert len(list((folder / "unet").glob("*-of-*.safetensors"))) > 1
 
 
 def as_variant(folder: Path) -> None:
