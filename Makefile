@@ -116,7 +116,7 @@ $(PAGE)/index.html: $(wildcard web/*.* web/models/*) web/node_modules/installed
 	# Some servers do not know .mjs, so these files are called .js.
 	cp -r web/index.html web/style.css web/*.js web/models $(PAGE)/
 	for name in $(ORT); do \
-		cp web/node_modules/onnxruntime-web/dist/$$name $(PAGE)/ort/$$(echo $$name | sed 's/mjs$$/js/'); \
+		cp web/node_modules/onnxruntime-web/dist/$$name $(PAGE)/ort/$$(echo $$name | sed 's/mjs$$/js/') || exit 1; \
 	done
 
 web/node_modules/installed: web/package-lock.json

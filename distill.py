@@ -17,6 +17,7 @@ from models.diffusion import conversion_loss, distillation_loss, stratified
 from models.guidance import guided, random_scales, relative_to_scale
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.config.reading import load_config
+from utils.config.schema import MOST_STEPS
 from utils.system import cli
 from utils.system.errors import InputError
 from utils.training.run import Run
@@ -43,6 +44,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def halvings(initial_sampling_steps: int, iterations: int) -> list[int]:
     """The number of sampling steps of each student: N, N/2, N/4, ... Raises InputError if these are not integers."""
+    if initial_sampling_steps > MOST_STEPS // 2:
+        raise InputError(f"--initial_sampling_steps {initial_sampling_steps}: should be at most {MOST_STEPS // 2}")
     if initial_sampling_steps % 2 ** (iterations - 1):
         possible = (initial_sampling_steps & -initial_sampling_steps).bit_length()
         raise InputError(

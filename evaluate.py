@@ -46,14 +46,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--student_steps", "only the students of these numbers of steps (default: all)", nargs="+")
     help = "samples per row, at most the number of training images; only rows with the same number can be compared"
     parser.add_count("--num_samples", help, 2500)
-    help = "of the teacher (default: 32 16 8 4 2, and 1 for a deterministic sampler)"
+    help = "of the teacher (default: 32 16 8 4 2, and 1 for a deterministic sampler; at most its own number)"
     parser.add_count("--sampling_steps", help, nargs="+")
     help = f"of the teacher (default: {' '.join(SAMPLERS)}); students have their own"
     parser.add_argument("--samplers", choices=list(SAMPLERS), nargs="+", default=list(SAMPLERS), help=help)
     help = "clip the teacher's x to [-1, 1] in each step (default: as the teacher's checkpoint says)"
     parser.add_argument("--clip", action=argparse.BooleanOptionalAction, help=help)
     help = (
-        "guidance scales. With several, the table is complete for the first; the others are of the teacher's most DDIM "
+        "guidance scales. With several, the table is complete for the first; the others are of the teacher's most "
         "steps (or --sampling_steps) and of the students, and a second figure shows FID against the share of samples "
         "of the requested class (default: 1)"
     )
@@ -101,9 +101,8 @@ def load_both(config: Config, arguments: argparse.Namespace) -> tuple[ImageSet, 
 def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: list[Checkpoint]) -> list[Candidate]:
     """The rows of the table: the floor, the teacher, the students."""
     candidates = [TRAINING_IMAGES]
-    default_steps, first_sampler = set(TEACHER_STEPS), "ddim" if "ddim" in arguments.samplers else arguments.samplers[0]
-    if teacher.kind == "student":  # it has a number of steps of its own
-        default_steps = {teacher.sampling.steps} | {n for n in TEACHER_STEPS if n < teacher.sampling.steps}
+    own, first_sampler = teacher.sampling.steps, "ddim" if "ddim" in arguments.samplers else arguments.samplers[0]
+    default_steps = {n for n in TEACHER_STEPS if n <= own} | ({own} if teacher.kind == "student" else set())
     for guidance in dict.fromkeys(arguments.guidance):
         is_first = guidance == arguments.guidance[0]
         rows = [
@@ -139,9 +138,9 @@ def main() -> None:
     name = Path(arguments.config_path).stem
     folder = arguments.output_dir or Path("output", "evaluation", name)
     results = Results(folder / "results.json")  # checks it before anything is written
-    kept = {entry.get("precision") for entry in results.entries} & {"fp32", "bf16"}
-    if config.precision == "auto" and len(kept) == 1:  # not measured anew: rows of two precisions would mix
-        config = config.model_copy(update={"precision": kept.pop()})
+    kept = [entry["precision"] for entry in results.entries if entry.get("precision") in ("fp32", "bf16")]
+    if config.precision == "auto" and kept:  # not measured anew: rows of two precisions would mix
+        config = config.model_copy(update={"precision": kept[-1]})
     training, test = load_both(config, arguments)
     for checkpoint in [teacher, *students]:
         checkpoint.require_same_classes(training.class_names)

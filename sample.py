@@ -21,7 +21,7 @@ from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.checkpoints.sampling import draw_samples
 from utils.config.reading import load_config
-from utils.config.schema import SamplerSettings
+from utils.config.schema import MOST_STEPS, SamplerSettings
 from utils.system import cli
 from utils.system.errors import InputError, counted
 from utils.system.files import prepare_folder
@@ -71,8 +71,8 @@ def choose_panels(arguments: argparse.Namespace) -> list[Panel]:
         requested = [split_steps(text) for text in arguments.compare]
     config, panels = arguments.config_path and load_config(arguments.config_path), []
     for path, steps in requested:
-        if steps == 0:
-            raise InputError(f"--compare {path}:0: the number of steps should be a positive integer")
+        if steps is not None and not 0 < steps <= MOST_STEPS:
+            raise InputError(f"{path}: {steps} sampling steps; should be from 1 to {MOST_STEPS}")
         checkpoint = load_checkpoint(path)
         if config:
             checkpoint.require_same_model(config, arguments.config_path)

@@ -131,6 +131,7 @@ BAD = [
         f"distill.py {TEACH} --initial_sampling_steps 0",
         "argument --initial_sampling_steps: should be a positive integer",
     ),
+    (f"distill.py {TEACH} --initial_sampling_steps 131072", "--initial_sampling_steps 131072: should be at most 32768"),
     (f"distill.py {TEACH} --distillation_iterations -1", "argument --distillation_iterations: should be a positive"),
     (
         f"distill.py {TEACH} --initial_sampling_steps 12 --distillation_iterations 4",
@@ -165,7 +166,8 @@ BAD = [
     (f"sample.py --checkpoint {STUDENT} --device cuda:7", "--device cuda:7: not on this machine"),
     ("sample.py --checkpoint=", "cannot be read: Is a directory"),
     (f"sample.py --compare {STUDENT}:²", "diffusion-4.pt:²: cannot be read: No such file"),
-    (f"sample.py --compare {STUDENT}:0", ":0: the number of steps should be a positive integer"),
+    (f"sample.py --compare {STUDENT}:0", "diffusion-4.pt: 0 sampling steps; should be from 1"),
+    (f"sample.py --checkpoint {STUDENT} --sampling_steps 1000000", "1000000 sampling steps; should be from 1 to 65536"),
     (f"sample.py --compare {STUDENT}:4 nowhere.pt:4", "nowhere.pt: cannot be read"),
     (f"sample.py --compare {STUDENT}:4 smaller.pt:4", "--compare: images of different sizes, 8 and 16 pixels"),
     (f"sample.py --compare {STUDENT}:4 --sampling_steps 4", "--sampling_steps: not with --compare"),
@@ -185,7 +187,7 @@ BAD = [
     (f"{EVALUATE} {TEACHER} --num_samples 60001", "--num_samples 60001: more than the 60000 training images"),
     (f"{EVALUATE} {TEACHER} --batch_size 0", "argument --batch_size: should be a positive integer"),
     (f"{EVALUATE} {TEACHER} --output_dir a_file", "a_file: this folder is not writable"),
-    (f"{EVALUATE} {TEACHER} --output_dir no_results", "results.json: damaged, or not results of this"),
+    (f"{EVALUATE} {TEACHER} --output_dir no_results", "results.json: damaged, or not of this"),
     (f"{EVALUATE.replace('tiny', 'untested')} folder.pt", "data.test_root: missing; needed here: a folder of images"),
     (f"{EVALUATE.replace('tiny', 'inside')} folder.pt", "inside.yaml: data.test_root: must not be inside data.root"),
 ]

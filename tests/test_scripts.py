@@ -240,7 +240,7 @@ def test_weights_to_begin_with(folder_lesson, tmp_path, monkeypatch, capsys):
     assert "it started from output/tiny/diffusion-6.pt, and this command from random weights" in capsys.readouterr().err
     own = ["--load_model_weights_from_checkpoint", "second/diffusion-6.pt", "--output_dir", "second"]
     assert call("train.py", *config, *own, "--restart") == 2
-    assert "--restart: would delete second/diffusion-6.pt, with which the run starts" in capsys.readouterr().err
+    assert "--restart: would clear the folder of second/diffusion-6.pt, with which" in capsys.readouterr().err
     assert Path("second/diffusion-6.pt").exists()
     folder_lesson.write_text(text.replace("num_channels: 1", "num_channels: 1, saturation_margin: 0.1"))
     assert call("train.py", *config, *initial, "--restart") == 0
@@ -363,6 +363,16 @@ def test_a_restart_deletes_nothing_of_a_distillation_that_is_running(folder_less
     assert sorted(Path("output/distilled").rglob("*.p*")) == before
 
 
+def test_a_run_deletes_no_file_that_is_not_its_own(folder_lesson, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, left = Path("output/tiny/.mine.tmp"), Path("output/tiny/.training_state.pt.0123abcd.tmp")
+    for folder in (own, Path("output/tiny/.other.0123abcd.tmp")):
+        folder.mkdir(parents=True)
+    left.write_text("left by a kill")
+    assert call("train.py", "--config_path", folder_lesson) == 0
+    assert own.is_dir() and not left.exists()
+
+
 def test_a_restart_that_is_refused_deletes_nothing(folder_lesson, tmp_path, monkeypatch, capsys):
     """With the teacher's folder as the output folder, or a student of the same folder as the teacher."""
     monkeypatch.chdir(tmp_path)
@@ -373,7 +383,7 @@ def test_a_restart_that_is_refused_deletes_nothing(folder_lesson, tmp_path, monk
     before = {path: path.read_bytes() for path in Path("output").rglob("*.p*")}
     own = ["--teacher_model_checkpoint", "output/tiny/1_4/diffusion-4.pt", "--distillation_iterations", 1]
     assert call(*flags, 2, *own, "--restart") == 2
-    assert "--restart: would delete output/tiny/1_4/diffusion-4.pt" in capsys.readouterr().err
+    assert "--restart: would clear the folder of output/tiny/1_4/diffusion-4.pt" in capsys.readouterr().err
     next(Path("digits").glob("*.png")).unlink()
     assert call(*flags, 4, *first, "--restart") == 2
     assert "output/tiny/diffusion-6.pt: the images have changed since" in capsys.readouterr().err

@@ -168,7 +168,7 @@ def test_hostile_states(lesson, monkeypatch):
         {"step": 3},
         {"num_training_steps": 2**62},
         {"identity": laughs(40)},
-        {"compute": {"precision": "fp32", "compile": "yes", "processes": 1}},
+        {"compute": {"precision": "fp32", "compile": "yes"}},
         with_model(network=model["network"] | {"extra": torch.zeros(1)}),
         with_model(ema=moments),
         {"trainers": {"model": model["network"]}},

@@ -35,6 +35,7 @@ function showSteps(steps) {
 /** Changes the state, and samples again. */
 function change(changes) {
   state = { ...state, ...changes };
+  state.digit = Math.min(state.digit, manifest.class_names.length - 1);
   const [low, high] = manifest.guidance ?? [1, 1];
   state.guidance = Math.min(Math.max(state.guidance, low), high);
   show();

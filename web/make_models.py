@@ -51,18 +51,20 @@ def add_model(checkpoint: Checkpoint) -> dict:
     return {"file": path.name, "steps": steps, "guidance": checkpoint.guidance is not None}
 
 
-def require_drawable(teacher: Checkpoint) -> None:
-    """Raises InputError for models that the page cannot draw: it has the cosine schedule, grey images and classes."""
-    config = teacher.config
+def require_drawable(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
+    """Raises InputError for a model that the page cannot draw: it has the cosine schedule, grey images and classes."""
+    config = checkpoint.config
     for key, value, needed in (
         ("diffusion.schedule", config.diffusion.schedule, "cosine"),
         ("data.num_channels", config.data.num_channels, 1),
-        ("sampling.clip", teacher.sampling.clip, False),
+        ("data.image_size", config.data.image_size, teacher.config.data.image_size),
+        ("sampling.clip", checkpoint.sampling.clip, False),
+        ("trained_on.class_names", checkpoint.class_names, teacher.class_names),
     ):
         if value != needed:
-            raise InputError(f"{teacher.path}: {key} is {value}, but the page needs {needed}")
+            raise InputError(f"{checkpoint.path}: {key} is {value}, but the page needs {needed}")
     if not config.network.num_classes:
-        raise InputError(f"{teacher.path}: network.num_classes is 0, but the page needs classes")
+        raise InputError(f"{checkpoint.path}: network.num_classes is 0, but the page needs classes")
 
 
 def main() -> None:
@@ -72,7 +74,8 @@ def main() -> None:
     parser.add_argument("students", nargs="+", help="those of its students")
     arguments = parser.parse_args()
     teacher, *students = map(load_checkpoint, [arguments.teacher, *arguments.students])
-    require_drawable(teacher)
+    for checkpoint in (teacher, *students):
+        require_drawable(checkpoint, teacher)
     FOLDER.mkdir(exist_ok=True)
     for path in FOLDER.glob("*.onnx"):
         path.unlink()

@@ -53,16 +53,9 @@ def test_auto_compiles_a_long_sampling_and_not_a_short_one_nor_a_training_on_a_c
 
 
 def test_a_run_goes_on_as_it_began():
-    previous = {"precision": "fp32", "compile": False, "processes": 1}
+    previous = {"precision": "fp32", "compile": False}
     chosen = Compute.choose(config(precision="bf16", compile=True), CPU, passes=1, training=True, previous=previous)
     assert chosen.as_dict() == previous and str(chosen) == "cpu in fp32"
-
-
-def test_another_number_of_processes_is_said():
-    previous = {"precision": "fp32", "compile": False, "processes": 8}
-    chosen = Compute.choose(config(), CPU, passes=1, training=True, previous=previous)
-    assert str(chosen) == "cpu in fp32, processes: 1 (before: 8; the same training except for rounding)"
-    assert chosen.as_dict()["processes"] == 1
 
 
 def test_operations_are_those_counted_by_hand():

@@ -71,6 +71,7 @@ def test_a_converted_teacher_is_clipped_as_its_pipeline_and_its_students_are_not
     path = convert(tmp_path / "pipeline")
     teacher = load_checkpoint(path)
     assert (teacher.sampling.clip or None, teacher.sampling.steps) == (limit, 40)
+    assert f"clip: {limit or 'false'}" in path.with_name("teacher.yaml").read_text()
     z, (network, _) = torch.randn(1, 1, 16, 16), stock(tmp_path / "pipeline")
     given = DDIMPipeline.from_pretrained(tmp_path / "pipeline").scheduler.config
     scheduler = DDIMScheduler.from_config(given, timestep_spacing="trailing")
@@ -79,7 +80,10 @@ def test_a_converted_teacher_is_clipped_as_its_pipeline_and_its_students_are_not
     theirs = draw(network, scheduler, z, 10, use_clipped_model_output=True)
     torch.testing.assert_close(ours / theirs.abs().max(), theirs / theirs.abs().max(), rtol=0, atol=1e-3)
     assert not load_checkpoint(distill(path)).sampling.clip
+    assert not load_checkpoint("output/distilled/tiny/0_conversion/diffusion-3.pt").sampling.clip
     assert call("convert.py", "--checkpoint", path, "--to_diffusers", "again") == 0
+    card = Path("again/README.md").read_text()
+    assert ("use_clipped_model_output=True" in card) is bool(limit)  # otherwise a DDIMPipeline keeps eps as it was
     scheduler = json.loads(Path("again/scheduler/scheduler_config.json").read_text())
     assert scheduler["clip_sample"] is bool(limit) and scheduler["clip_sample_range"] == (limit or 1)
 
@@ -231,6 +235,7 @@ def test_an_eps_teacher_is_converted_distilled_and_exported_for_diffusers(tmp_pa
     monkeypatch.chdir(tmp_path)
     save_pipeline(tmp_path / "pipeline")
     path = distill(convert(tmp_path / "pipeline"))
+    Path(".exported.tmp").mkdir()  # the user's
     student = load_checkpoint(path)
     assert (student.prediction, student.config.diffusion.prediction, student.sampling.steps) == ("v", "eps", 8)
     converted = load_checkpoint("output/distilled/tiny/0_conversion/diffusion-3.pt")
@@ -243,6 +248,7 @@ def test_an_eps_teacher_is_converted_distilled_and_exported_for_diffusers(tmp_pa
     with torch.no_grad():
         ours = ddim(student.model(CPU), z, 8, clip=False)
     torch.testing.assert_close(draw(*stock(Path("exported")), z, 8), ours, rtol=0, atol=1e-3)
+    assert Path(".exported.tmp").is_dir()
     card = Path("exported/README.md").read_text()
     assert "Samples in 8 steps" in card and "num_inference_steps=8" in card
 
@@ -289,6 +295,8 @@ def make_wrong(folder: Path, what: str) -> None:
             edit(folder / "scheduler/scheduler_config.json", beta_schedule="sigmoid")
         case "an unknown scheduler's key":
             edit(folder / "scheduler/scheduler_config.json", use_karras_sigmas=True)
+        case "clip_sample":
+            edit(folder / "scheduler/scheduler_config.json", clip_sample="no")
         case "thresholding" | "predict_epsilon":
             edit(folder / "scheduler/scheduler_config.json", **{what: what == "thresholding"})
         case "no folder":
@@ -319,6 +327,7 @@ WRONG = {
     "another scheduler": "_class_name: EulerDiscreteScheduler",
     "an unknown schedule": "beta_schedule",
     "an unknown scheduler's key": "use_karras_sigmas: unknown key",
+    "clip_sample": "sampling.clip: should be true, false or a number",
     "thresholding": "thresholding: should be false",
     "predict_epsilon": "predict_epsilon: should be true",
     "no folder": "hf download pipeline",

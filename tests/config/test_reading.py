@@ -127,6 +127,13 @@ def test_numbers_are_decimal(tmp_path, text, number):
         ),
         (MINIMAL + "network: {num_heads: 3}", "x.yaml: network.num_heads: 3 does not divide"),
         (MINIMAL + "network: {multipliers: []}", "x.yaml: network.multipliers: List should have at least 1 item"),
+        (
+            MINIMAL + "sampling: {sampling_steps: 100000}",
+            "x.yaml: sampling.sampling_steps: should be less than",
+        ),
+        (MINIMAL + "sampling: {clip: 0}", "x.yaml: sampling.clip: should be true, false or a number up to 1000, not 0"),
+        (MINIMAL + "sampling: {clip: 'no'}", "sampling.clip: should be true, false or a number up to 1000, not 'no'"),
+        (MINIMAL + "sampling: {clip: 1e300}", "x.yaml: sampling.clip: should be true, false or a number up to 1000"),
         (MINIMAL + "sampling: {variance: huge}", "x.yaml: sampling.variance: should be 'small' or 'large'"),
         (
             MINIMAL + "distillation: {num_training_steps_per_iteration: {8: 5}}",

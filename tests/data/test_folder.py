@@ -1,4 +1,5 @@
 import os
+import struct
 from functools import partial
 from pathlib import Path
 
@@ -112,13 +113,26 @@ def test_broken_exif_and_long_text_do_not_spoil_a_good_picture(tmp_path):
         assert read_image(path, 1).unique().tolist() == [200], path
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_photo_stands_upright_whatever_else_its_exif_data_say(tmp_path, suffix):
+    """A resolution in text can be read, but Pillow could not write it again."""
+    image = Image.new("L", (16, 8))
+    image.paste(255, (0, 0, 8, 8))
+    for orientation, corner in ((6, (0, 0, 0)), (3, (0, 7, 15)), (8, (0, 15, 0))):
+        entries = struct.pack("<HHII", 0x0112, 3, 1, orientation) + struct.pack("<HHII", 0x011A, 2, 4, 0x20202020)
+        exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + entries + bytes(4)
+        image.save(tmp_path / f"a.{suffix}", exif=exif)
+        assert read_image(tmp_path / f"a.{suffix}", 1)[corner] > 200
+
+
 def test_a_jpeg_without_its_end_is_broken(tmp_path):
     path, noise = tmp_path / "a.jpg", torch.randint(256, (64, 64), dtype=torch.uint8).numpy()
     Image.fromarray(noise).save(path)
     whole = path.read_bytes()
     read_image(path, 1)
-    path.write_bytes(whole + b"what some cameras append")
-    read_image(path, 1)
+    for appended in (b"what some cameras append", b"ftypmp42\xff\xda\0\0", b"\xff\xd9\xff\xda"):
+        path.write_bytes(whole + appended)
+        read_image(path, 1)
     path.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) // 2))
     with pytest.raises(BrokenImage, match=r"a.jpg: cannot be read: damaged"):
         read_image(path, 1)
@@ -152,6 +166,8 @@ def test_classes_may_be_given_in_another_order(tmp_path):
     assert data.images[:, 0, 0, 0].tolist() == [30, 10, 20] and data.labels.tolist() == [0, 1, 2]
     with pytest.raises(InputError, match=r"data.class_names: should be the subfolders of"):
         load(tmp_path, num_classes=3, class_names=["dog", "bird"])
+    with pytest.raises(InputError, match=r"data.class_names: should be the subfolders of .*: bird, cat, dog"):
+        load(tmp_path, num_classes=3, class_names=["dog", "bird", "cat", "bird"])
     with pytest.raises(ValueError, match=r"data.class_names: only for name: folder; MNIST has its own"):
         load(tmp_path, name="MNIST", class_names=["dog", "bird"])
 
@@ -164,12 +180,14 @@ def test_two_classes_of_one_name_are_refused(tmp_path):
         load(tmp_path)
 
 
-def test_sets_of_images_are_not_taken_for_classes(tmp_path):
-    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+@pytest.mark.parametrize("names", [("train/cat", "train/dog", "test/cat", "test/dog"), ("train", "test")])
+def test_sets_of_images_are_not_taken_for_classes(tmp_path, names):
+    for name in names:
         write_image(tmp_path / name / "a.png")
-    with pytest.raises(InputError, match=r"test and train seem to be sets of images.* should be .*/train, and"):
-        load(tmp_path, num_classes=4)
-    load(tmp_path / "train", num_classes=2)
+    for num_classes in (len(names), 0):
+        with pytest.raises(InputError, match=r"test and train seem to be sets of images.* should be .*/train, and"):
+            load(tmp_path, num_classes=num_classes)
+    load(tmp_path / "train")
 
 
 def test_no_picture_is_what_its_name_hides(tmp_path):
@@ -217,7 +235,7 @@ def test_folders_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "links/a.txt").write_text("a")
     with pytest.raises(
         InputError,
-        match=r"no images there, there are .*1 links to folders, which are not followed",
+        match=r"no images there, there are .*1 link\(s\) to folders, which are not followed",
     ):
         load(tmp_path / "links")
     monkeypatch.setenv("HOME", str(tmp_path))

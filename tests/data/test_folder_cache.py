@@ -165,14 +165,14 @@ def test_workers_decode_what_one_process_does(root, monkeypatch):
 
 
 def test_names_in_any_script_and_names_that_are_no_text(tmp_path, capsys):
-    names = ["Ärger/ß.PNG", "猫/一.png", "кот/два.Png"]
+    names = ["Ärger/ß.PNG", "猫/一.png", "кот/два.Png", "हि\u200cन्दी/1.png"]
     for i, name in enumerate(names):
         write_image(tmp_path / "pictures" / name, value=i)
     odd = os.fsencode(tmp_path / "pictures") + b"/\xff\xfe"
     os.mkdir(odd)
     (tmp_path / "pictures" / names[0]).replace(os.fsdecode(odd + b"/\xff.png"))
     data = load(tmp_path / "pictures")
-    assert data.class_names == ["\\xff\\xfe", "кот", "猫"] and values(data) == [0, 2, 1]
+    assert data.class_names == ["\\xff\\xfe", "кот", "हि\u200cन्दी", "猫"] and values(data) == [0, 2, 3, 1]
     assert "0 \\xff\\xfe" in capsys.readouterr().out
 
 
@@ -187,7 +187,7 @@ def test_links_out_of_the_folder_are_not_followed(root, tmp_path, capsys):
     data = load(root, most_broken=0.2)
     assert values(data) == [1, 3, 5, 7, 1, 0, 2, 4, 6] and data.class_names == ["cats", "dogs"]
     printed = capsys.readouterr().out
-    assert "skipped: 1 links to folders, which are not followed, 1 .png" in printed
+    assert "skipped: 1 link(s) to folders, which are not followed, 1 link(s) to nothing" in printed
     assert "1 skipped: " in printed and "away.png: a link out of the folder" in printed
 
 

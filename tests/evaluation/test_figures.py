@@ -45,6 +45,8 @@ def test_ratios_are_to_the_best_row_of_the_teacher_which_is_marked():
         for line, (candidate, _) in zip(table(rows).splitlines()[1:], rows, strict=True)
     ]
     assert ratios == ["0.1", "1.50", "base", "0.50", "base", "1.50"]
+    perfect = [(TRAINING_IMAGES, {"fid": 0.1}), row("teacher", 8, 1.0, 0.0, 0.8), row("student", 2, 1.0, 1.0, 0.9)]
+    assert "base" in table(perfect)  # and there is no ratio to it
 
 
 def test_a_curve_of_any_sampler_is_drawn(tmp_path):

@@ -76,7 +76,7 @@ def test_prepared_once_whatever_happens(folder):
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         process = train(folder, name)
         output, _ = process.communicate()
-        assert process.returncode == 0 and f"{NUM_BROKEN} left out: " in output
+        assert process.returncode == 0 and f"{NUM_BROKEN} skipped: " in output
         took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
         busy = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / took
         lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
@@ -137,4 +137,4 @@ def test_two_processes_prepare_once(folder):
     flags = ["--config_path", "large.yaml", "--output_dir", "two", "--num_training_steps", 2]
     code, output, errors = finish(run_in_processes(2, "train.py", *flags, cwd=folder))
     assert code == 0, errors
-    assert len(list(folder.glob("data/cache/*.uint8"))) == 1 and output.count("left out: ") == 1
+    assert len(list(folder.glob("data/cache/*.uint8"))) == 1 and output.count("skipped: ") == 1

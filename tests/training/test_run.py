@@ -1,11 +1,14 @@
 import json
 import math
 import signal
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from one_weight import make_run, make_stage, step_down, take_steps
 
+from utils.checkpoints.compute import Compute
 from utils.system.errors import InputError
 from utils.system.signals import Interrupted
 from utils.training.run import Run
@@ -124,3 +127,20 @@ def test_told_to_stop_while_it_draws_it_does_not_finish_the_drawing(tmp_path, mo
     monkeypatch.undo()
     take_steps(make_run(tmp_path))
     assert (tmp_path / "diffusion-40.pt").exists()
+
+
+def test_skipped_steps_at_the_end_stop_a_run_of_any_length(tmp_path):
+    run = make_run(tmp_path, num_steps=19, log_every_n=1000, save_and_sample_every_n=1000)
+    trainer = run.trainers["model"]
+    with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row"):
+        for step in run.steps():
+            step_down(trainer, (trainer.network.weight - 1).square() * (math.nan if step >= 5 else 1))
+    assert not list(tmp_path.glob("diffusion-*.pt"))
+
+
+def test_the_teacher_is_compiled_for_the_batches_that_it_gets(tmp_path, monkeypatch):
+    run, sizes = make_run(tmp_path, batch_size=12, accumulation_steps=3), []
+    run.stage = replace(run.stage, parent=SimpleNamespace(model=lambda device: None))
+    monkeypatch.setattr(Compute, "for_inference", lambda self, model, batch_size: sizes.append(batch_size))
+    run.teacher()
+    assert sizes == [4]

@@ -26,7 +26,7 @@ def test_broken_states_and_those_of_earlier_formats_are_refused(tmp_path):
     path, stage = tmp_path / "training_state.pt", make_stage(tmp_path, num_steps=10)
     state = torch.load(path, weights_only=True)
     torch.save(state | {"format_version": 3}, path)
-    with pytest.raises(InputError, match=r"training_state.pt: has format version 3; this code reads 4 only"):
+    with pytest.raises(InputError, match=r"training_state.pt: has format version 3; this code reads 5 only"):
         read_state(stage)
     trainer = state["trainers"]["model"]
     for wrong in ({}, {"model": trainer | {"network": {}}}, {"model": {"network": trainer["network"]}}):
@@ -51,11 +51,13 @@ def test_deleting_a_run_deletes_nothing_else_and_the_state_first(tmp_path, monke
     """A state without its checkpoints would be resumed."""
     take_steps(make_run(tmp_path, num_steps=10))
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".mine.tmp").write_text("mine, too")
+    (tmp_path / ".diffusion-10.pt.0123abcd.tmp").write_text("left by a kill")
     unlink, deleted = Path.unlink, []
     monkeypatch.setattr(Path, "unlink", lambda path: deleted.append(path.name) or unlink(path))
     delete_run(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert deleted[0] == "training_state.pt" and len(deleted) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.tmp", "notes.txt"]
+    assert deleted[0] == "training_state.pt" and len(deleted) == 5
 
 
 CONFIG = {
@@ -77,7 +79,7 @@ CONFIG = {
 )
 def test_what_changes_the_weights_is_compared_and_nothing_else(tmp_path, changes, refused):
     before, now = (teacher_stage(Config.model_validate(CONFIG | each), tmp_path, None) for each in ({}, changes))
-    compute = {"precision": "fp32", "compile": False, "processes": 1}
+    compute = {"precision": "fp32", "compile": False}
     state = {"identity": before.identity(), "num_training_steps": before.num_training_steps, "step": 10}
     state["compute"] = compute
     write_state(tmp_path, **state, trainers={})

@@ -20,7 +20,6 @@ from PIL import Image
 
 from utils.checkpoints.checkpoint import build_model
 from utils.config.schema import Config
-from utils.system import cli
 from web import make_models
 
 ROOT = Path(__file__).parents[2]
@@ -172,14 +171,6 @@ def test_guidance_moves_teacher_and_student_within_the_range_of_the_student(visi
     for who in ("teacher", "student"):
         assert (drawn(page, who) != drawn(other, who)).any()
     assert "guidance=1" in visit("#guidance=50").evaluate("location.hash")  # a student without guidance
-
-
-def test_models_of_the_page_that_are_missing_are_one_line(capsys):
-    for arguments, said in ((["none.pt"], "students"), (["none.pt", "none.pt"], "none.pt: cannot be read")):
-        sys.argv = ["make_models.py", *arguments]
-        with pytest.raises(SystemExit, match="2"):
-            cli.run(make_models.main)
-        assert said in capsys.readouterr().err
 
 
 def test_where_there_is_no_student_the_teacher_draws_alone(visit):

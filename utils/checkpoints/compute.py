@@ -61,17 +61,10 @@ class Compute:
     device: torch.device
     precision: Literal["fp32", "bf16"]
     compile: bool
-    previous_world_size: int | None = None  # the number of processes before the run was resumed, if it differs
 
     @classmethod
     def choose(
-        cls,
-        config: Config,
-        device: torch.device,
-        *,
-        passes: float,
-        training: bool,
-        previous: Mapping[str, Any] | None = None,
+        cls, config: Config, device: torch.device, *, passes: float, training: bool, previous: Mapping | None = None
     ) -> "Compute":
         """Precision and compilation as configured; for `auto`, the best on the device.
 
@@ -82,8 +75,7 @@ class Compute:
             torch.set_float32_matmul_precision("highest")
             torch.backends.cudnn.allow_tf32 = False
         if previous is not None:
-            changed = previous["processes"] != distributed.world_size()
-            return cls(device, previous["precision"], previous["compile"], previous["processes"] if changed else None)
+            return cls(device, previous["precision"], previous["compile"])
         precision, compiled = config.precision, config.compile
         if precision == "auto":
             # Only our network keeps the layers in float32 whose rounding would remain visible in samples.
@@ -101,15 +93,11 @@ class Compute:
 
     def as_dict(self) -> dict[str, Any]:
         """What is saved with a run, and kept when it is resumed; the device may change."""
-        return {"precision": self.precision, "compile": self.compile, "processes": distributed.world_size()}
+        return {"precision": self.precision, "compile": self.compile}
 
     def __str__(self) -> str:
         text = f"{self.device} in {self.precision}{', compiled' if self.compiles else ''}"
-        if distributed.world_size() > 1 or self.previous_world_size:
-            text += f", processes: {distributed.world_size()}"
-        if self.previous_world_size:
-            text += f" (before: {self.previous_world_size}; the same training except for rounding)"
-        return text
+        return text if distributed.world_size() == 1 else f"{text}, processes: {distributed.world_size()}"
 
     def for_training(self, model: Diffusion) -> Diffusion:
         """Sets the precision of a model for training, in place, and compiles it."""

@@ -73,7 +73,7 @@ def teacher_yaml(config: Config, *, source: Path, checkpoint: Path, path: Path) 
         "diffusion": config.diffusion.model_dump(exclude={"logsnr_min", "logsnr_max"}),
         "training": config.training.model_dump(include={"class_dropout", "loss_weighting"}),
         "distillation": DISTILLATION,
-        "sampling": {"sampling_steps": min(50, config.network.num_train_timesteps)},
+        "sampling": {"sampling_steps": min(50, config.network.num_train_timesteps), "clip": config.sampling.clip},
     }
     paths = {"source": source, "checkpoint": checkpoint, "path": path}
     names = {name: " ".join(str(path).split()) for name, path in paths.items()}  # one line each
@@ -157,7 +157,8 @@ def _read_scheduler(path: Path) -> tuple[dict[str, Any], object]:
     if betas["trained_betas"] is not None:
         betas["trained_betas"] = betas["trained_betas"][: betas["num_train_timesteps"]]
         betas["num_train_timesteps"] = len(betas["trained_betas"])
-    return {"prediction": PREDICTIONS[prediction], "schedule": "discrete", "betas": betas}, clip and limit
+    diffusion = {"prediction": PREDICTIONS[prediction], "schedule": "discrete", "betas": betas}
+    return diffusion, limit if clip is True else clip
 
 
 def _read_network(path: Path, timesteps: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -186,7 +187,7 @@ def _read_weights(folder: Path, config: Config, last_class_is_none: bool) -> dic
     """The weights of the network, under their names in `UNet2D`."""
     path, variants = folder / f"{WEIGHTS_NAME}.safetensors", dict[str, list[Path]]()
     for file in sorted(folder.glob(f"{WEIGHTS_NAME}*.safetensors")):
-        variants.setdefault(re.sub(r"-\d+-of-\d+$", "", file.stem), []).append(file)
+        variants.setdefault(re.sub(r"-\d+-of-\d+", "", file.stem), []).append(file)
     files = variants.get(WEIGHTS_NAME) or next(iter(variants.values()), [])
     if not files:
         found = f"there is only {other.name}; " if (other := next(folder.glob("*.bin"), None)) else ""

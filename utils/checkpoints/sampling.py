@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,16 +76,14 @@ def draw_samples(
     count: int,
     *,
     sampling: SamplerSettings,
-    batch_size: int | None = None,
     guidance: float = 1.0,
-    classes: Sequence[int] | None = None,
-    seed: int,
-    device: torch.device,
+    batch_size: int | None = None,
     check: Callable[[], object] = lambda: None,
+    **options: Any,
 ) -> Tensor:
     """The first `count` samples as one [N, C, H, W] on the CPU of every rank, with a progress bar.
 
-    `check()` is called at each network evaluation; it may raise. The other arguments are those of `draw_batch`.
+    `check()` is called at each network evaluation; it may raise. The `options` are further arguments of `draw_batch`.
     """
     batch_size = batch_size or config.sampling.batch_size
     evaluations = network_evaluations(sampling, guidance, takes_guidance=model.takes_guidance)
@@ -95,6 +94,5 @@ def draw_samples(
             bar.update()
             check()
 
-        options = {"sampling": sampling, "guidance": guidance, "classes": classes}
-        options |= {"seed": seed, "device": device, "tick": tick}
+        options |= {"sampling": sampling, "guidance": guidance, "tick": tick}
         return draw_all(partial(draw_batch, model, config, **options), count, batch_size)

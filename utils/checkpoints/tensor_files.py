@@ -44,10 +44,10 @@ def read_torch_file(path: Path, version: int, keys: set[str], what: str) -> dict
     if not isinstance(content, dict) or "format_version" not in content:
         raise InputError(f"{path}: not {what} of this project")
     found = content.pop("format_version")
+    if content.keys() != keys:
+        raise InputError(f"{path}: not {what} of this project, or of another format version than {version}")
     if type(found) is not int or found != version:
         raise InputError(f"{path}: has format version {found!s:.20}; this code reads {version} only")
-    if content.keys() != keys:
-        raise InputError(f"{path}: not {what} of this project")
     return content
 
 

@@ -33,12 +33,12 @@ datasets: [] # fill in
 
 {code}
 
-The scheduler belongs to the model: its own betas, trailing timesteps, {clipping}. With another scheduler, or another
+The scheduler belongs to the model: its own betas and clipping, trailing timesteps. With another scheduler, or another
 number of steps, the samples get worse. Images: {size} x {size}, {channels} channel(s).{classes}
 """
 UNCONDITIONAL = """    from diffusers import DDIMPipeline
 
-    images = DDIMPipeline.from_pretrained("FOLDER")(batch_size=16, num_inference_steps={steps}).images"""
+    images = DDIMPipeline.from_pretrained("FOLDER")(batch_size=16, num_inference_steps={steps}{clipped}).images"""
 CONDITIONAL = """    import torch
     from diffusers import DDIMPipeline
 
@@ -47,7 +47,7 @@ CONDITIONAL = """    import torch
     pipeline.scheduler.set_timesteps({steps})
     with torch.no_grad():
         for timestep in pipeline.scheduler.timesteps:
-            z = pipeline.scheduler.step(pipeline.unet(z, timestep, label).sample, timestep, z).prev_sample
+            z = pipeline.scheduler.step(pipeline.unet(z, timestep, label).sample, timestep, z{clipped}).prev_sample
     images = pipeline.numpy_to_pil((z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy())"""
 
 
@@ -136,7 +136,7 @@ def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
     if checkpoint.guidance:
         made_for += f", with a guidance scale of {scale:g} built in"
     shape = {"size": data.image_size, "channels": data.num_channels, "num_classes": len(names), "steps": steps}
-    shape["clipping"] = "x clipped in each step" if checkpoint.sampling.clip else "no clipping"
+    shape["clipped"] = ", use_clipped_model_output=True" if checkpoint.sampling.clip else ""
     code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape)
     classes = f" Classes, in order: {', '.join(names)}." if names else ""
     return CARD.format(title=title, made_for=made_for, code=code, classes=classes, **shape)

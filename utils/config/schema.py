@@ -4,6 +4,7 @@ configs/ddpm_32x32_v_continuous.yaml explains every key; its values are the defa
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -51,12 +52,19 @@ TORCHVISION = {
 }
 
 LARGEST_SCALE = 100  # of guidance
+MOST_STEPS, LARGEST_CLIP = 2**16, 1000  # of a sampler
 
 
 def _increasing(scales: list[float]) -> list[float]:
     if scales[0] >= scales[1]:
         raise ValueError(f"should be two numbers, the smaller first, not {scales}")
     return scales
+
+
+def _clip(limit: object) -> object:
+    if type(limit) is bool or (type(limit) in (int, float) and 0 < limit <= LARGEST_CLIP):
+        return limit
+    raise ValueError(f"should be true, false or a number up to {LARGEST_CLIP}, not {limit!r:.60}")
 
 
 def _network_type(value: Any) -> Any:
@@ -70,6 +78,7 @@ Count = Annotated[int, Field(gt=0, le=2**31)]  # the largest size of a tensor
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
 Colour = Annotated[str, Field(max_length=100), AfterValidator(lambda text: ImageColor.getrgb(text) and text)]
 Logsnr = Annotated[float, Field(ge=-LARGEST_LOGSNR, le=LARGEST_LOGSNR)]
+Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
 Scale = Annotated[float, Field(ge=0, le=LARGEST_SCALE)]  # of guidance
 ScaleRange = Annotated[list[Scale], Field(min_length=2, max_length=2), AfterValidator(_increasing)]
 SamplerName = Literal[*SAMPLERS]
@@ -224,13 +233,13 @@ class SamplerOptions(Section):
 
     sampler: SamplerName = "ddim"
     variance: Variance = "small"
-    clip: bool | PositiveFloat = False  # or the largest absolute value of x; True is 1
+    clip: Annotated[bool | float, BeforeValidator(_clip)] = False  # or the largest absolute value of x; True is 1
 
 
 class SamplerSettings(SamplerOptions):
     """How a model is sampled."""
 
-    steps: Annotated[int, Field(gt=0, le=2**16)]
+    steps: Steps
 
     @property
     def variance_fraction(self) -> float:
@@ -242,7 +251,7 @@ class Sampling(SamplerOptions):
     """The samples of train.py and distill.py, and how a teacher is sampled."""
 
     guidance: Scale = 1.0
-    sampling_steps: Count = 128
+    sampling_steps: Steps = 128
     num_samples: Count = 64
     batch_size: Count = 64
 
@@ -276,7 +285,8 @@ class Config(Section):
         if self.data.class_names and self.data.name != "folder":
             raise ValueError(f"data.class_names: only for name: folder; {self.data.name} has its own")
         if self.data.name == "folder" and self.data.test_root:
-            root, test_root = (Path(path).expanduser().resolve() for path in (self.data.root, self.data.test_root))
+            paths = self.data.root, self.data.test_root
+            root, test_root = (Path(os.path.realpath(os.path.expanduser(path))) for path in paths)
             if root in (test_root, *test_root.parents) or test_root in root.parents:
                 raise ValueError(
                     "data.test_root: must not be inside data.root, or the other way round: some images "

@@ -1,5 +1,6 @@
 """The training and test images that a configuration names."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,11 +33,11 @@ def load_data(config: Config, device: torch.device) -> ImageData:
 def require_num_classes(class_names: Sequence[str], config: Config) -> None:
     """Raises InputError if the network is class-conditional with another number of classes than the data."""
     num_classes, found = config.network.num_classes, len(class_names)
-    sets = {name.partition("/")[0] for name in class_names if "/" in name}
-    if num_classes and "train" in sets and len(sets) > 1 and sets <= SETS:
+    sets = {name.partition("/")[0] for name in class_names}
+    if "train" in sets and len(sets) > 1 and sets <= SETS:
         raise InputError(
-            f"data.root: {config.data.root}: {' and '.join(sorted(sets))} seem to be sets of images, not classes: the "
-            f"root should be {Path(config.data.root, 'train')}, and another of them data.test_root"
+            f"data.root: {config.data.root}: {' and '.join(sorted(sets))} seem to be sets of images, not classes: "
+            f"root should be {Path(config.data.root, 'train')}, and test_root another of them"
         )
     if num_classes and (found != num_classes or found == 1):
         name = config.data.root if config.data.name == "folder" else config.data.name
@@ -57,7 +58,7 @@ def load_images(
     `accept` is called with the class names before a folder is prepared; it may raise. Raises InputError if they are
     missing and cannot be downloaded, or a folder has no test images.
     """
-    root = Path(settings.root).expanduser()
+    root = Path(os.path.expanduser(settings.root))
     if settings.name != "folder":
         images, labels, class_names = _read_torchvision(settings.name, root, test)
         if accept:
@@ -66,7 +67,7 @@ def load_images(
         return ImageSet(images, labels, class_names, content_hash(images, labels))
     if test:
         require_test_root(settings)
-        root = Path(settings.test_root).expanduser()
+        root = Path(os.path.expanduser(settings.test_root))
     return load_folder(root, "data.test_root" if test else "data.root", settings, accept)
 
 

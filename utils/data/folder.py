@@ -7,9 +7,8 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -18,6 +17,7 @@ from utils.system.errors import InputError
 # Files of other formats are skipped, and printed.
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
 FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's Orientation to Image.Transpose
 MOST_NAMES = 20  # to print
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of text or of a colour profile; Pillow's 1 MB refuses good pictures
 
@@ -25,7 +25,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of text or of a colour profile; P
 def printable(name: str) -> str:
     """A file name for printing and saving: control characters and invalid bytes as \\x1b, accents composed."""
     text = unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return "".join(repr(each)[1:-1] if unicodedata.category(each) == "Cc" else each for each in text)
 
 
 @dataclass(frozen=True, order=True)
@@ -47,22 +47,24 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     if not root.is_dir():
         raise InputError(f"{key}: {root.absolute()}: no such folder")
     images, others = [], Counter()
-
-    def fail(error: OSError) -> NoReturn:
+    errors: list[OSError] = []
+    try:
+        for folder, folders, names in os.walk(root, onerror=errors.append):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            links = sum(os.path.islink(os.path.join(folder, name)) for name in folders)
+            others.update({"link(s) to folders, which are not followed": links} if links else {})
+            class_name = os.path.relpath(folder, root).replace(os.sep, "/").removeprefix(".")
+            for name in [name for name in names if not name.startswith(".")]:
+                path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
+                if suffix in FORMATS and os.path.isfile(path):
+                    stat = os.stat(path)
+                    images.append(ImageFile(class_name, name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))
+                else:
+                    others[printable(suffix or name) if os.path.exists(path) else "link(s) to nothing"] += 1
+        for error in errors:
+            raise error
+    except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
-
-    for folder, folders, names in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = sum(os.path.islink(os.path.join(folder, name)) for name in folders)
-        others.update({"links to folders, which are not followed": links} if links else {})
-        class_name = os.path.relpath(folder, root).replace(os.sep, "/").removeprefix(".")
-        for name in [name for name in names if not name.startswith(".")]:
-            path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
-            if suffix in FORMATS and os.path.isfile(path):
-                stat = os.stat(path)
-                images.append(ImageFile(class_name, name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))
-            else:
-                others[printable(suffix or name)] += 1
     skipped = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(MOST_NAMES))
     if not images:
         found = f"there are {skipped}" if skipped else "it is empty"
@@ -126,12 +128,15 @@ def read_image(path: Path, num_channels: int, background: str = "white", at_leas
                 _require_readable(file, shown)
                 if at_least:
                     file.draft(None, (at_least, at_least))
+                start_of_scan = file.fp.tell()
                 file.load()
-                image, content = file, path.read_bytes() if file.format == "JPEG" else b""
-                if content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):  # libjpeg fills what is missing with grey
-                    raise BrokenImage(f"{shown}: cannot be read: damaged: no end marker after its last scan")
-                with suppress(Exception):  # broken EXIF data; the pixels are already decoded
-                    image = ImageOps.exif_transpose(file)
+                # libjpeg fills what is missing with grey. (An MPO is several JPEGs.)
+                if file.format in ("JPEG", "MPO") and path.read_bytes().find(b"\xff\xd9", start_of_scan) < 0:
+                    raise BrokenImage(f"{shown}: cannot be read: damaged: it has no end marker")
+                turn = None
+                with suppress(Exception):  # broken EXIF data
+                    turn = TURNS.get(file.getexif().get(0x0112))
+                image = file if turn is None else file.transpose(turn)
         if image.mode.startswith("I;16"):  # which Pillow would clip at 255
             image = Image.fromarray((pil_to_tensor(image.convert("I"))[0] // 257).byte().numpy())
         if image.has_transparency_data:

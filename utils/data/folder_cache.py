@@ -63,7 +63,7 @@ class Folder(Dataset):
     def __getitem__(self, index: int) -> bytes | InputError:
         size, channels, background = self.settings.image_size, self.settings.num_channels, self.settings.background
         path = self.root / self.files[index].class_name / self.files[index].name
-        if path.is_symlink() and not path.resolve().is_relative_to(self.root.resolve()):
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             return BrokenImage(f"{printable(str(path))}: a link out of the folder, not followed; copy the image")
         try:
             image = read_image(path, channels, background, at_least=2 * size)
@@ -100,8 +100,8 @@ def load_folder(
     class_names = class_names_of(folder.files, key)
     if settings.class_names:
         order = {printable(name): number for number, name in enumerate(settings.class_names)}
-        if order.keys() != set(class_names):
-            raise InputError(f"data.class_names: should be the subfolders of {root}, in the order of the classes")
+        if sorted(map(printable, settings.class_names)) != sorted(class_names):
+            raise InputError(f"data.class_names: should be the subfolders of {root}: {first_of(class_names)}")
         folder.files.sort(key=lambda file: order[printable(file.class_name)])
         class_names = list(order)
     if accept:
@@ -134,7 +134,7 @@ def _read_index(path: Path, folder: Folder) -> Index | None:
 def _prepare(path: Path, folder: Folder) -> Index:
     """Decodes all images and writes both files; deletes those of an earlier state of the same folder."""
     prefix = glob.escape(folder.prefix())
-    delete_files(CACHE, ".*.uint8.*.tmp", f"{prefix}-*.json", f"{prefix}-*.uint8")
+    delete_files(CACHE, ".*.uint8.????????.tmp", ".*.json.????????.tmp", f"{prefix}-*.json", f"{prefix}-*.uint8")
     counts, broken = dict.fromkeys((file.class_name for file in folder.files), 0), []
 
     def write(file: BinaryIO) -> None:

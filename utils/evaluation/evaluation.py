@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -52,24 +51,23 @@ class Results:
     def add(self, entry: dict[str, Any]) -> None:
         """Adds an entry, and writes the file."""
         self.entries.append(entry)
-        text = json.dumps({"format_version": 2, "evaluations": self.entries}, indent=1)
+        text = json.dumps({"format_version": 3, "evaluations": self.entries}, indent=1)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
 class ResultsFile(Section):
     """The contents of a results.json."""
 
-    format_version: Literal[2]
+    format_version: Literal[3]
     evaluations: list[dict[str, Any]]
 
 
 def _read_entries(path: Path) -> list[dict[str, Any]]:
     try:
         text = read_if_there(path)
-        return [] if text is None else ResultsFile.model_validate_json(text).evaluations
-    except ValidationError as error:
-        problem = "damaged, or not results of this version of evaluate.py"
-        raise InputError(f"{path}: {problem}; delete or rename it") from error
+        return [] if text is None else ResultsFile.model_validate(json.loads(text)).evaluations
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, or not of this version of evaluate.py; delete or rename it") from error
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Evaluation:
     """
 
     config: Config
-    teacher: Checkpoint  # the column `distance` compares DDIM samples with its own at 1024 steps, from the same noise
+    teacher: Checkpoint  # the column `distance` compares DDIM samples with its own in 1024, from the same noise
     training_images: Tensor
     test_images: Tensor
     extractor: Extractor

@@ -29,7 +29,7 @@ def table(rows: list[Row]) -> str:
     lines = [" " * width + "   ratio" + "".join(f"  {name:>10}" for name in columns)]
     for candidate, found in rows:
         base = bases.get(candidate.guidance) if candidate.path else None
-        ratio = "" if base is None else "base" if found["fid"] == base else f"{found['fid'] / base:.2f}"
+        ratio = "base" if found["fid"] == base else f"{found['fid'] / base:.2f}" if base else ""
         cells = ("" if found.get(name) is None else f"{found[name]:.4g}" for name in columns)
         widths = (max(10, len(name)) for name in columns)
         cells = "".join(f"  {cell:>{each}}" for cell, each in zip(cells, widths, strict=True))

@@ -59,7 +59,7 @@ def connect() -> None:
         print(text.format(**os.environ), file=sys.stderr, flush=True)
     connected.result()
     if not is_rank_zero():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open until the process ends)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115 (until the end)
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # all bars, also those of libraries
 
 

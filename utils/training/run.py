@@ -97,9 +97,10 @@ class Run:
                 yield self.step
                 self.step += 1
                 bar.update()
-                if self.step % MOST_SKIPPED_IN_A_ROW == 0:  # not at every step, for which a GPU would be waited for
+                is_due = self._is_due(settings.log_every_n) or self._is_due(settings.save_and_sample_every_n)
+                if is_due or self.step % MOST_SKIPPED_IN_A_ROW == 0:  # not at every step: it waits for a GPU
                     self._require_finite()
-                if self._is_due(settings.log_every_n) or self._is_due(settings.save_and_sample_every_n):
+                if is_due:
                     bar.set_postfix(loss=self._log(), refresh=False)
                 self._stop_at_signal(save_after_minutes=settings.checkpoint_every_minutes)
 

@@ -17,7 +17,7 @@ from utils.system.files import delete_files, exists, locked, prepare_folder, rem
 from utils.training.loggers import require_loggers
 from utils.training.run import Run
 from utils.training.stage import Stage, require_same_stages, stage_folders
-from utils.training.state import ELSEWHERE, STATE_NAME, delete_run, read_state
+from utils.training.state import ELSEWHERE, STATE_NAME, TEMPORARY_FILES, delete_run, read_state
 
 
 class Session(ExitStack):
@@ -57,7 +57,7 @@ class Session(ExitStack):
         if self._data is None:
             self._begin(stage)
         prepare_folder(stage.folder)
-        delete_files(stage.folder, ".*.tmp")  # that a kill has left
+        delete_files(stage.folder, *TEMPORARY_FILES)
         self._data, self._compute = data, compute.as_dict()
         print(f"{stage.title} on {compute}, from step {run.step}, {len(data)} images, writing to {stage.folder}")
         return run
@@ -68,7 +68,7 @@ class Session(ExitStack):
         if self.restart:
             earlier = stage_folders(self.folder) if self.is_distillation else [self.folder]
             if stage.parent and stage.parent.path.resolve().parent in [path.resolve() for path in earlier]:
-                raise InputError(f"--restart: would delete {stage.parent.path}, with which the run starts; move it")
+                raise InputError(f"--restart: would clear the folder of {stage.parent.path}, with which the run starts")
             for path in earlier:
                 delete_run(path)
                 remove_if_empty(path)
@@ -77,7 +77,7 @@ class Session(ExitStack):
     def _require_same_images(self, stage: Stage, state: dict[str, Any] | None, data: ImageData) -> None:
         """Raises InputError if the images or classes differ from those of the run, or of a student that now teaches.
 
-        Prints a note if the images of another teacher, or the saturation margin of its parent, differ.
+        Prints a note if the images of a teacher from elsewhere, or its saturation margin, differ.
         """
         data_hash, teacher = data.description.data_hash, stage.parent
         if state and state["identity"].get("data_hash") != data_hash:

@@ -114,7 +114,7 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
         title=f"converting to {prediction}{scales}",
         config=config,
         kind="converted",
-        sampling=config.teacher_sampling,
+        sampling=config.teacher_sampling.model_copy(update={"clip": False}),
         prediction=prediction,
         guidance=guidance,
         num_training_steps=settings.num_conversion_steps,

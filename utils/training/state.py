@@ -20,13 +20,14 @@ from utils.system.files import delete_files, exists, find_files, write_atomicall
 from utils.training.loggers import LOG_NAME, LOGGERS
 from utils.training.stage import ELSEWHERE, KEEP, Stage
 
-STATE_NAME, FORMAT_VERSION = "training_state.pt", 4
+STATE_NAME, FORMAT_VERSION = "training_state.pt", 5
 # In the order of deletion: a state without its checkpoints would be resumed, so it goes first.
-RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME, ".*.tmp")
+RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME)
+TEMPORARY_FILES = tuple(f".{name}.????????.tmp" for name in RUN_FILES)  # that a kill may leave
 
 # Keys that do not change the weights: a run is resumed even if they differ. The path only appears in a message.
 WITHOUT_EFFECT = {"compile", "data_hash", "parent_path"}
-WITHOUT_EFFECT |= {f"data.{key}" for key in ("root", "test_root", "background", "most_broken")}
+WITHOUT_EFFECT |= {f"data.{key}" for key in ("root", "test_root", "background", "most_broken", "class_names")}
 WITHOUT_EFFECT |= {
     f"{section}.{key}"
     for section in ("training", "distillation")
@@ -39,7 +40,6 @@ class Computed(Section):
 
     precision: Literal["fp32", "bf16"]
     compile: bool
-    processes: Count
 
 
 # A value of a configuration, or a section of them.
@@ -98,7 +98,7 @@ def damaged(path: Path, problem: str) -> InputError:
 
 def delete_run(folder: Path) -> None:
     """Deletes the files of a run, and nothing else."""
-    delete_files(folder, *RUN_FILES, *(logger.files for logger in LOGGERS.values() if logger.files))
+    delete_files(folder, *RUN_FILES, *TEMPORARY_FILES, *(logger.files for logger in LOGGERS.values() if logger.files))
 
 
 def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
