@@ -121,7 +121,7 @@ def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
     path = Path(*checkpoint.path.with_suffix("").parts[-max(parts, 2) :])
     text = checkpoint.kind if sampling.steps == checkpoint.sampling.steps else kind(checkpoint)
     text = f"{text} ({path})" if len(same) > 1 else text
-    text += f", {counted(sampling.steps, 'step')}"
+    text += f", {counted(sampling.steps, 'step')}{', clipped' if sampling.clip else ''}"
     return text if guidance == 1 else f"{text}, guidance {guidance:g}"
 
 

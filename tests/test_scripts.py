@@ -240,7 +240,7 @@ def test_weights_to_begin_with(folder_lesson, tmp_path, monkeypatch, capsys):
     assert "it started from output/tiny/diffusion-6.pt, and this command from random weights" in capsys.readouterr().err
     own = ["--load_model_weights_from_checkpoint", "second/diffusion-6.pt", "--output_dir", "second"]
     assert call("train.py", *config, *own, "--restart") == 2
-    assert "--restart: would clear the folder of second/diffusion-6.pt, with which" in capsys.readouterr().err
+    assert "--restart: would delete second/diffusion-6.pt, its start" in capsys.readouterr().err
     assert Path("second/diffusion-6.pt").exists()
     folder_lesson.write_text(text.replace("num_channels: 1", "num_channels: 1, saturation_margin: 0.1"))
     assert call("train.py", *config, *initial, "--restart") == 0
@@ -383,7 +383,7 @@ def test_a_restart_that_is_refused_deletes_nothing(folder_lesson, tmp_path, monk
     before = {path: path.read_bytes() for path in Path("output").rglob("*.p*")}
     own = ["--teacher_model_checkpoint", "output/tiny/1_4/diffusion-4.pt", "--distillation_iterations", 1]
     assert call(*flags, 2, *own, "--restart") == 2
-    assert "--restart: would clear the folder of output/tiny/1_4/diffusion-4.pt" in capsys.readouterr().err
+    assert "--restart: would delete output/tiny/1_4/diffusion-4.pt" in capsys.readouterr().err
     next(Path("digits").glob("*.png")).unlink()
     assert call(*flags, 4, *first, "--restart") == 2
     assert "output/tiny/diffusion-6.pt: the images have changed since" in capsys.readouterr().err
