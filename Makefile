@@ -2,6 +2,7 @@
 # make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
 # make fashion     clothes, with guidance; two to three times as long as the lesson; downloads 30 MB the first time
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
+# make gpu         measures a GPU in nine minutes: docs/gpu.py; CONFIG=configs/... for another lesson
 # make pretrained  replaces the models of pretrained/ and of the page by those of the lesson
 # make page        the page that samples digits in a browser, as a folder for any web server; needs npm
 # make serve       the page, on this machine
@@ -15,6 +16,7 @@ INSTALLED := .venv/installed-$(VERSION)
 BIN := .venv/bin
 NAME := ddpm_32x32_v_continuous_small
 CONFIG := configs/$(NAME).yaml
+FULL_SIZE := configs/ddpm_32x32_v_continuous.yaml
 TEACHER := output/$(NAME)/diffusion-3000.pt
 STUDENTS := output/distilled/$(NAME)
 LAST_STUDENT := $(STUDENTS)/10_1/diffusion-200.pt
@@ -33,7 +35,7 @@ FASHION_STUDENTS := output/distilled/$(FASHION)
 FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
 FASHION_PICTURE := output/fashion-4-2-steps.png
 
-.PHONY: lesson evaluate fashion notebook pretrained page serve test stress lint
+.PHONY: lesson evaluate fashion notebook gpu pretrained page serve test stress lint
 
 lesson: $(PICTURE) $(PICTURE_AT_8)
 	@echo "The lesson is done. Its images, each with the same noise in all panels:"
@@ -63,6 +65,9 @@ pretrained: $(LAST_STUDENT) .venv/tests-installed
 	$(BIN)/python convert.py --half --checkpoint $(LAST_STUDENT) --to_safetensors pretrained/mnist-student-1.safetensors
 	$(BIN)/python -m web.make_models pretrained/mnist-teacher.safetensors \
 		$(foreach n,4 2 1,pretrained/mnist-student-$(n).safetensors)
+
+gpu: | $(INSTALLED)
+	$(BIN)/python -m docs.gpu --config_path $(if $(filter command line,$(origin CONFIG)),$(CONFIG),$(FULL_SIZE))
 
 page: $(PAGE)/index.html
 
