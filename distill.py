@@ -82,6 +82,7 @@ def convert(run: Run) -> None:
     Algorithm 1 of Meng et al. 2022: at all times, not only at t = i/N, the student learns to predict the teacher's v.
     """
     stage, batch_size = run.stage, run.stage.settings.batch_size
+    clip = stage.parent.sampling.clip
     teacher = run.teacher()
     student = run.add_trainer("model", stage.initial_model(run.device))
     for _ in run.steps():
@@ -90,7 +91,6 @@ def convert(run: Run) -> None:
             x, label, eps = run.batch(part)
             s_part = None if s is None else s[part]
             models = guided(student.model, s_part), guided(teacher, s_part)
-            clip = stage.parent.sampling.clip
             loss = conversion_loss(*models, x, eps, t[part], stage.loss_weighting, label, clip)
             student.backward(relative_to_scale(loss, s_part))
         student.update()

@@ -240,7 +240,7 @@ def test_weights_to_begin_with(folder_lesson, tmp_path, monkeypatch, capsys):
     assert "it started from output/tiny/diffusion-6.pt, and this command from random weights" in capsys.readouterr().err
     own = ["--load_model_weights_from_checkpoint", "second/diffusion-6.pt", "--output_dir", "second"]
     assert call("train.py", *config, *own, "--restart") == 2
-    assert "--restart: would delete second/diffusion-6.pt, its start" in capsys.readouterr().err
+    assert "--restart: would delete second/diffusion-6.pt, which this run starts from" in capsys.readouterr().err
     assert Path("second/diffusion-6.pt").exists()
     folder_lesson.write_text(text.replace("num_channels: 1", "num_channels: 1, saturation_margin: 0.1"))
     assert call("train.py", *config, *initial, "--restart") == 0

@@ -120,6 +120,7 @@ def test_numbers_are_decimal(tmp_path, text, number):
         (MINIMAL + "diffusion: {logsnr_min: 20}", "x.yaml: diffusion.logsnr_min: must be less than logsnr_max"),
         (MINIMAL.replace("32", "36"), "x.yaml: data.image_size: 36 is not divisible by 8"),
         (MINIMAL.replace("name: MNIST", "name: CIFAR"), "x.yaml: data.name: should be 'MNIST', 'FashionMNIST'"),
+        (MINIMAL.replace("MNIST", "MNIST, background: blu"), "x.yaml: data.background: should be a colour, such as"),
         (MINIMAL + "network: {features: 3}", "x.yaml: network.features: should be a multiple of 2, not 3"),
         (
             MINIMAL + "network: {attention_resolutions: [5]}",

@@ -55,6 +55,14 @@ LARGEST_SCALE = 100  # of guidance
 MOST_STEPS, LARGEST_CLIP = 2**16, 1000  # of a sampler
 
 
+def _colour(text: str) -> str:
+    try:
+        ImageColor.getrgb(text)
+    except ValueError as error:
+        raise ValueError(f"should be a colour, such as black or '#ff8000', not {text!r}") from error
+    return text
+
+
 def _increasing(scales: list[float]) -> list[float]:
     if scales[0] >= scales[1]:
         raise ValueError(f"should be two numbers, the smaller first, not {scales}")
@@ -76,7 +84,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(gt=0, le=2**31)]  # the largest size of a tensor
 PathText = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]*$")]
-Colour = Annotated[str, Field(max_length=100), AfterValidator(lambda text: ImageColor.getrgb(text) and text)]
+Colour = Annotated[str, Field(max_length=100), AfterValidator(_colour)]
 Logsnr = Annotated[float, Field(ge=-LARGEST_LOGSNR, le=LARGEST_LOGSNR)]
 Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
 Scale = Annotated[float, Field(ge=0, le=LARGEST_SCALE)]  # of guidance

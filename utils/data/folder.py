@@ -72,12 +72,11 @@ def find_images(root: Path, key: str) -> list[ImageFile]:
     if skipped:
         print(f"{root}: skipped: {skipped}")
     # Classes that are all numbers are in their order: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
-    are_numbers = all(image.class_name.isdecimal() and image.class_name.isascii() for image in images)
-
-    def order(image: ImageFile) -> tuple[int, str, ImageFile]:
-        return int(image.class_name) if are_numbers else 0, printable(image.class_name), image
-
-    return sorted(images, key=order)
+    names = {image.class_name for image in images}
+    are_numbers = all(name.isdecimal() and name.isascii() for name in names)
+    names = sorted(names, key=lambda name: (int(name) if are_numbers else 0, printable(name), name))
+    position = {name: number for number, name in enumerate(names)}
+    return sorted(images, key=lambda image: (position[image.class_name], image))
 
 
 def class_names_of(images: list[ImageFile], key: str = "data.root") -> list[str]:

@@ -99,11 +99,14 @@ def load_folder(
     folder = Folder(root, find_images(root, key), settings)
     class_names = class_names_of(folder.files, key)
     if settings.class_names:
-        order = {printable(name): number for number, name in enumerate(settings.class_names)}
-        if sorted(map(printable, settings.class_names)) != sorted(class_names):
+        given = [printable(name) for name in settings.class_names]
+        if sorted(given) != sorted(class_names):
             raise InputError(f"data.class_names: should be the subfolders of {root}: {first_of(class_names)}")
-        folder.files.sort(key=lambda file: order[printable(file.class_name)])
-        class_names = list(order)
+        folders = dict.fromkeys(file.class_name for file in folder.files)  # in the order of class_names
+        numbers = {name: number for number, name in enumerate(given)}
+        position = {folder: numbers[name] for folder, name in zip(folders, class_names, strict=True)}
+        folder.files.sort(key=lambda file: position[file.class_name])
+        class_names = given
     if accept:
         accept(class_names)
     path = CACHE / f"{folder.identity()}.uint8"

@@ -68,7 +68,8 @@ class Session(ExitStack):
         if self.restart:
             earlier = stage_folders(self.folder) if self.is_distillation else [self.folder]
             if stage.parent and stage.parent.path.resolve().parent in [path.resolve() for path in earlier]:
-                raise InputError(f"--restart: would delete {stage.parent.path}, its start; use another --output_dir")
+                needed = f"{stage.parent.path}, which this run starts from"
+                raise InputError(f"--restart: would delete {needed}; use another --output_dir")
             for path in earlier:
                 delete_run(path)
                 remove_if_empty(path)
