@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from models.blocks import Dropout, GroupNorm, ResidualBlock, sinusoids
+from models.blocks import Dropout, PixelNorm, ResidualBlock, modulate, sinusoids
 from models.noise_schedule import CosineSchedule
 from models.unet import UNet, UNetSettings
 from utils.checkpoints.checkpoint import build_model
@@ -77,14 +77,14 @@ def test_dropout_depends_on_the_place_alone():
     assert torch.equal(torch.cat([drop(0.3, torch.arange(8)[piece]) for piece in (slice(3), slice(3, 8))]), whole)
 
 
-def test_full_size_is_the_papers():
-    """38 M parameters and 12 GFLOP an image, as the U-Net of Ho et al. 2020 for CIFAR-10."""
+def test_full_size_is_about_the_papers():
+    """About the 38 M parameters and 12 GFLOP an image of the U-Net of Ho et al. 2020 for CIFAR-10."""
     from torch.utils.flop_counter import FlopCounterMode
 
     network = UNetSettings().build(image_size=32, num_channels=1)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         network(torch.zeros(1, 1, 32, 32), torch.zeros(1))
-    assert 37e6 < sum(p.numel() for p in network.parameters()) < 40e6
+    assert 36e6 < sum(p.numel() for p in network.parameters()) < 40e6
     assert 11e9 < flops.get_total_flops() < 13e9
 
 
@@ -163,55 +163,45 @@ def test_sizes_that_do_not_fit_are_refused():
     assert unet(**SMALL)(torch.zeros(1, 1, 32, 16), torch.zeros(1)).shape == (1, 1, 32, 16)
 
 
-@pytest.mark.parametrize("channels", [2, 6, 8, 18, 32, 64, 96, 128, 256])
-def test_groups_divide_any_number_of_channels(channels):
-    norm = GroupNorm(channels)
-    assert channels % norm.num_groups == 0 and norm.num_groups <= 32
-    assert channels // norm.num_groups >= min(4, channels)
-
-
-@pytest.mark.parametrize(("modulated", "offset"), [(True, 1), (False, 1), (True, 300)])
-def test_the_norm_in_bfloat16_is_the_formula_with_its_gradients(modulated, offset):
-    """In float64, from the definition: at most what the rounding of the pixels to bfloat16 makes of it."""
-    norm = GroupNorm(16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_and_the_modulation_are_their_formulas_with_their_gradients(dtype):
+    """In float64, from the definition: at most what the rounding of the pixels makes of it."""
+    norm = PixelNorm(16)
     torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
     torch.nn.init.uniform_(norm.bias, -0.5, 0.5)
-    h = 2 * torch.randn(3, 16, 8, 6) + torch.randn(3, 16, 1, 1) + offset * torch.randn(3, 1, 1, 1)
-    h = h.bfloat16().to(memory_format=torch.channels_last)
-    scale_shift, dy = 0.3 * torch.randn(3, 32), torch.randn(3, 16, 8, 6).bfloat16()
-    inputs = [h.requires_grad_(), scale_shift.requires_grad_()]
-    norm(h, scale_shift if modulated else None).backward(dy)
-    found = [tensor.grad.clone() for tensor in [*inputs[: 1 + modulated], norm.weight, norm.bias]]
-    exact = [tensor.detach().double().requires_grad_() for tensor in [*inputs, norm.weight, norm.bias]]
-    x, ss, weight, bias = exact
-    groups = x.unflatten(1, (4, 4))
-    mean, deviation = groups.mean((2, 3, 4), True), (groups.var((2, 3, 4), correction=0, keepdim=True) + 1e-5).sqrt()
-    y = ((groups - mean) / deviation).flatten(1, 2) * weight[:, None, None] + bias[:, None, None]
-    if modulated:
-        y = y * (1 + ss[:, :16, None, None]) + ss[:, 16:, None, None]
+    h = (2 * torch.randn(3, 16, 8, 6) + torch.randn(3, 16, 1, 1)).to(dtype, memory_format=torch.channels_last)
+    scale_shift, dy = 0.3 * torch.randn(3, 32), torch.randn(3, 16, 8, 6).to(dtype)
+    inputs = [h.requires_grad_(), scale_shift.requires_grad_(), norm.weight, norm.bias]
+    found = modulate(norm(h), scale_shift)
+    found.backward(dy)
+    x, ss, weight, bias = exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    y = (x - x.mean(1, True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    y = y * weight[:, None, None] + bias[:, None, None]
+    y = y * (1 + ss[:, :16, None, None]) + ss[:, 16:, None, None]
     y.backward(dy.double())
-    close = {"rtol": 0.02, "atol": 0.02}
-    torch.testing.assert_close(norm(h, scale_shift if modulated else None).double(), y, **close)
-    for mine, theirs in zip(found, [t.grad for t in exact if t.grad is not None], strict=True):
-        assert (mine - theirs).norm() < 0.005 * theirs.norm()
+    close = 0.05 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found.double(), y, rtol=close, atol=close)
+    for mine, theirs in zip(inputs, exact, strict=True):
+        assert (mine.grad - theirs.grad).norm() < close / 2 * theirs.grad.norm()
+    assert found.dtype == dtype and found.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_network_of_the_authors_for_cifar10_has_the_parameters_counted_by_hand():
+def test_the_network_for_cifar10_has_the_parameters_counted_by_hand():
     f, e = 256, 1024
 
     def convolution(i: int, o: int, size: int) -> int:
         return i * o * size**2 + o
 
-    def block(i: int) -> int:  # two norms, two convolutions, the embedding's scale and shift, and a skip
+    def block(i: int) -> int:  # norm, two convolutions (one without bias), scale and shift, skip
         skip = 0 if i == f else convolution(i, f, 1)
-        return 2 * i + convolution(i, f, 3) + (e * 2 * f + 2 * f) + 2 * f + convolution(f, f, 3) + skip
+        return 2 * i + (convolution(i, f, 3) - f) + (e * 2 * f + 2 * f) + convolution(f, f, 3) + skip
 
-    attention = 2 * f + convolution(f, 3 * f, 1) + convolution(f, f, 1)
+    attention = convolution(f, 3 * f, 1) + convolution(f, f, 1)
     time = (f * e + e) + (e * e + e)
     down = 3 * block(f) + 2 * (block(f) + 3 * (block(f) + attention))  # at 32; a block that halves, at 16; at 8
-    middle = block(f) + attention + block(f)
+    middle = block(f) + attention
     up = 2 * (4 * (block(2 * f) + attention) + block(f)) + 4 * block(2 * f)  # at 8, a block that doubles; at 16; at 32
-    out = 2 * f + (e * 2 * f + 2 * f) + convolution(f, 3, 3) + (e * 3 + 3)
+    out = (e * 2 * f + 2 * f) + convolution(f, 3, 3) + (e * 3 + 3)
     config = load_config(ROOT / "configs/cifar10_32x32_v_continuous.yaml")
     network = build_model(config, torch.device("meta")).network
     by_hand = time + convolution(3, f, 3) + down + middle + up + out
@@ -220,11 +210,11 @@ def test_the_network_of_the_authors_for_cifar10_has_the_parameters_counted_by_ha
 
 
 def test_blocks_halve_and_double_the_images_on_both_ways():
-    block = ResidualBlock(4, 4, 8, 0.0, "down")
+    block = ResidualBlock(4, 4, 0.0, "down")
     h = torch.randn(2, 4, 8, 8)
     found = block(h, torch.zeros(2, 8), torch.zeros(2))  # the second convolution begins at zero
     torch.testing.assert_close(found, h.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5)))
-    found = ResidualBlock(4, 4, 8, 0.0, "up")(h, torch.zeros(2, 8), torch.zeros(2))
+    found = ResidualBlock(4, 4, 0.0, "up")(h, torch.zeros(2, 8), torch.zeros(2))
     assert torch.equal(found, h.repeat_interleave(2, 2).repeat_interleave(2, 3))
     z = torch.randn(2, 1, 16, 16)
     assert awake(unet(**SMALL, resample_blocks=True))(z, torch.zeros(2)).shape == z.shape

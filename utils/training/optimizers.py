@@ -55,17 +55,17 @@ class Muon(torch.optim.Optimizer):
         weights, lr = [weight for weight in group["params"] if weight.grad is not None], group["lr"]
         gradients = [weight.grad for weight in weights]
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
-        # A skipped step adds 0, and never NaN, to the momentum and the weights.
-        taken = torch.ones((), device=weights[0].device) if self.found_inf is None else 1 - self.found_inf
-        gradients = [torch.where(taken > 0, gradient, 0) for gradient in gradients]
+        taken = 1.0
+        if self.found_inf is not None:  # a skipped step adds 0, and never NaN, to the momentum and the weights
+            taken = 1 - self.found_inf
+            gradients = [torch.where(taken > 0, gradient, 0) for gradient in gradients]
         torch._foreach_mul_(buffers, 1 - taken * (1 - MOMENTUM))
-        torch._foreach_add_(buffers, torch._foreach_mul(gradients, 1 - MOMENTUM))
+        torch._foreach_add_(buffers, gradients, alpha=1 - MOMENTUM)
         ahead = torch._foreach_lerp(gradients, buffers, MOMENTUM)  # Nesterov momentum
         directions = orthogonalized([gradient.flatten(1) for gradient in ahead])
+        torch._foreach_mul_(directions, [taken * lr * RMS * max(direction.shape) ** 0.5 for direction in directions])
         torch._foreach_mul_(weights, 1 - taken * lr * group["weight_decay"])
-        for weight, direction in zip(weights, directions, strict=True):
-            size = RMS * max(direction.shape) ** 0.5
-            weight.sub_(direction.reshape(weight.shape) * (taken * lr * size))
+        torch._foreach_sub_(weights, [d.reshape(weight.shape) for d, weight in zip(directions, weights, strict=True)])
 
 
 def orthogonalized(matrices: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from models.diffusion import Diffusion
 from utils.checkpoints.compute import Compute
@@ -85,12 +85,16 @@ class Trainer:
 
     def update(self) -> None:
         """Clips the gradients, then updates weights and EMA; skips the weights if the gradient is not finite."""
-        norm = clip_grad_norm_(self.network.parameters(), self.settings.gradient_clipping)
-        skipped = (~norm.isfinite()).float()
+        parameters, clipping = list(self.network.parameters()), self.settings.gradient_clipping
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        skipped, on_cuda = (~norm.isfinite()).float(), self.compute.device.type == "cuda"
+        if on_cuda or norm > clipping:  # on a GPU, scaling by 1 costs less than waiting for the norm
+            clip_grads_with_norm_(parameters, clipping, norm)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.learning_rate(self.step)
-            optimizer.found_inf = skipped  # as a GradScaler does: where it is 1, nothing changes; nothing waits for it
-            if not (self.compute.device.type == "mps" and skipped):  # Apple's fused Adam ignores found_inf
+            if on_cuda:  # as a GradScaler does: where it is 1, a step changes nothing, and Python need not wait
+                optimizer.found_inf = skipped
+            if on_cuda or not skipped:
                 optimizer.step()
             optimizer.zero_grad()
         torch._foreach_lerp_(self._averaged, self._current, 1 - ema_decay(self.settings.ema_decay, self.step))
