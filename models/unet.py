@@ -2,8 +2,8 @@
 
 Each level on the way down halves the resolution and keeps its feature maps; each level on the way up doubles it and
 concatenates the kept ones (skip connections). The noise level scales and shifts the activations of every block, and of
-the last norm. Of the two norms in each block of theirs, and the two blocks in the middle, one is left: that is a
-quarter faster, and samples are no worse (docs/experiments.md).
+the last norm. Of the two norms in each block of theirs one is left, and none of the attention in the middle: that
+is a quarter faster, and samples are no worse (docs/experiments.md).
 
 A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
 v = cot(phi) z - x / sin(phi): wherever x is easy to predict, as in the background of a digit, v is a multiple of z plus
@@ -62,7 +62,7 @@ class UNetSettings(NetworkSettings):
         channels = {
             image_size // self.patch_size // 2**level: m * self.features for level, m in enumerate(self.multipliers)
         }
-        for size in [*self.attention_resolutions, min(channels)]:
+        for size in self.attention_resolutions:
             if size not in channels:
                 known = ", ".join(map(str, channels))
                 raise ValueError(f"network.attention_resolutions: {size}; the feature maps have the sizes {known}")
@@ -136,7 +136,7 @@ class UNet(nn.Module):
                 channels = multiplier * features
                 kept.append(channels)
 
-        self.middle = AttentionBlock(channels, channels, dropout, num_heads, attend=True)
+        self.middle = nn.ModuleList([ResidualBlock(channels, channels, dropout) for _ in range(2)])
 
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
@@ -199,7 +199,8 @@ class UNet(nn.Module):
         for layer in self.down:
             h = through(layer, h)
             kept.append(h)
-        h = through(self.middle, h)
+        for layer in self.middle:
+            h = through(layer, h)
         for layer in self.up:
             h = through(layer, torch.cat([h, kept.pop()], dim=1) if isinstance(layer, AttentionBlock) else h)
         return h
