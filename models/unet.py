@@ -2,8 +2,8 @@
 
 Each level on the way down halves the resolution and keeps its feature maps; each level on the way up doubles it and
 concatenates the kept ones (skip connections). The noise level scales and shifts the activations of every block, and of
-the last norm. Of the two norms in each block of theirs one is left, and none of the attention in the middle: that
-is a quarter faster, and samples are no worse (docs/experiments.md).
+the last norm. Unlike theirs, a block has one norm instead of two, and the middle no attention: that is a quarter
+faster, and samples are no worse (docs/experiments.md).
 
 A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
 v = cot(phi) z - x / sin(phi): wherever x is easy to predict, as in the background of a digit, v is a multiple of z plus
@@ -152,8 +152,9 @@ class UNet(nn.Module):
                 size *= 2
 
         # One layer for the scales and shifts of all blocks, in the order in which the trunk applies them
-        self.modulated = [2 * layer.out_channels for layer in self.modules() if isinstance(layer, ResidualBlock)]
-        self.modulation = nn.Linear(embedding, sum(self.modulated))
+        blocks = [layer for layer in self.modules() if isinstance(layer, ResidualBlock)]
+        self.modulation_sizes = [2 * block.out_channels for block in blocks]
+        self.modulation = nn.Linear(embedding, sum(self.modulation_sizes))
         self.norm_out = PixelNorm(channels, elementwise_affine=False)
         self.scale_shift = zero_init(nn.Linear(embedding, 2 * channels))
         self.conv_out = zero_init(nn.Conv2d(channels, num_channels * patch_size**2, 3, padding=1))
@@ -187,12 +188,11 @@ class UNet(nn.Module):
 
     def trunk(self, z: Tensor, embedding: Tensor, index: Tensor) -> Tensor:
         """Down, through the middle and up: from z [B, C, H, W] to [B, channels, H / patch, W / patch]."""
-
-        scale_shifts = iter(self.modulation(embedding).split(self.modulated, dim=1))
+        scale_shifts = iter(self.modulation(embedding).split(self.modulation_sizes, dim=1))
 
         def through(layer: nn.Module, h: Tensor) -> Tensor:
-            modulated = isinstance(layer, AttentionBlock | ResidualBlock)
-            return layer(h, next(scale_shifts), index) if modulated else layer(h)
+            is_block = isinstance(layer, AttentionBlock | ResidualBlock)
+            return layer(h, next(scale_shifts), index) if is_block else layer(h)
 
         h = self.conv_in(rearrange(z, "b c (y p) (x q) -> b (c p q) y x", p=self.patch_size, q=self.patch_size))
         kept = [h]
