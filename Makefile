@@ -1,5 +1,5 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
-# make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
+# make evaluate    FID of the lesson's teacher and students, with a figure; three minutes on two cores
 # make fashion     clothes, with guidance; two to three times as long as the lesson; downloads 30 MB the first time
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
 # make gpu         measures a GPU in nine minutes: docs/gpu.py; CONFIG=configs/... for another lesson

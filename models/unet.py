@@ -2,8 +2,8 @@
 
 Each level on the way down halves the resolution and keeps its feature maps; each level on the way up doubles it and
 concatenates the kept ones (skip connections). The noise level scales and shifts the activations of every block, and of
-the last norm. Unlike theirs, a block has one norm instead of two, and the middle no attention: that is a quarter
-faster, and samples are no worse (docs/experiments.md).
+the last norm. Unlike theirs, a block has one norm instead of two, and the middle no attention. That saves a sixth of
+the time, and students are better for it (docs/experiments.md).
 
 A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
 v = cot(phi) z - x / sin(phi): wherever x is easy to predict, as in the background of a digit, v is a multiple of z plus
@@ -151,7 +151,7 @@ class UNet(nn.Module):
                 )
                 size *= 2
 
-        # One layer for the scales and shifts of all blocks, in the order in which the trunk applies them
+        # One layer for the scales and shifts of all blocks, in the order of the trunk: down, middle, up
         blocks = [layer for layer in self.modules() if isinstance(layer, ResidualBlock)]
         self.modulation_sizes = [2 * block.out_channels for block in blocks]
         self.modulation = nn.Linear(embedding, sum(self.modulation_sizes))

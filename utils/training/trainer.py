@@ -88,13 +88,13 @@ class Trainer:
         parameters, clipping = list(self.network.parameters()), self.settings.gradient_clipping
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         skipped, on_cuda = (~norm.isfinite()).float(), self.compute.device.type == "cuda"
-        if on_cuda or norm > clipping:  # on a GPU, scaling by 1 costs less than waiting for the norm
+        if on_cuda or norm > clipping:  # on CUDA, scaling by 1 costs less than waiting for the norm
             clip_grads_with_norm_(parameters, clipping, norm)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self.learning_rate(self.step)
-            if on_cuda:  # as a GradScaler does: where it is 1, a step changes nothing, and Python need not wait
-                optimizer.found_inf = skipped
-            if on_cuda or not skipped:
+            # As a GradScaler does: where it is 1, a step changes nothing. On CUDA, Python does not wait for it.
+            optimizer.found_inf = skipped if on_cuda or skipped else None
+            if not (self.compute.device.type == "mps" and skipped):  # Apple's fused Adam ignores found_inf
                 optimizer.step()
             optimizer.zero_grad()
         torch._foreach_lerp_(self._averaged, self._current, 1 - ema_decay(self.settings.ema_decay, self.step))
