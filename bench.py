@@ -3,8 +3,8 @@
     python bench.py --config_path configs/ddpm_32x32_v_continuous_small.yaml
 
 Measures a training step, a distillation step, and a step of the sampler beside its network evaluation alone; in turn
-with the same in plain PyTorch (float32, eager, contiguous, optimizer not fused). `of peak` is relative to the rate of
-products of large matrices, in this run and precision.
+with the same in plain PyTorch (float32, eager, contiguous weights, optimizer not fused). `of peak` is relative to the
+rate of products of large matrices, in this run and precision.
 """
 
 import argparse

@@ -86,7 +86,7 @@ def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
 class ResidualBlock(nn.Module):
     """Two convolutions, between which the channels are scaled and shifted, and a skip connection.
 
-    There is one norm, before them. Two group norms per block took an eighth more time (docs/experiments.md).
+    There is one norm, before them. Two group norms took a tenth more time (docs/experiments.md).
 
     With `resample`, both branches halve or double the feature map (BigGAN's blocks, Brock et al. 2019).
     """

@@ -2,8 +2,8 @@
 
 Each level on the way down halves the resolution and keeps its feature maps; each level on the way up doubles it and
 concatenates the kept ones (skip connections). The noise level scales and shifts the activations of every block, and of
-the last norm. Unlike theirs, a block has one norm instead of two, and the middle no attention. That saves a sixth of
-the time, and students are better for it (docs/experiments.md).
+the last norm. Unlike theirs, a block has one norm instead of two, and the middle no attention. That saves a
+seventh of the time, and the students are better (docs/experiments.md).
 
 A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
 v = cot(phi) z - x / sin(phi): wherever x is easy to predict, as in the background of a digit, v is a multiple of z plus
@@ -94,8 +94,8 @@ class UNet(nn.Module):
     """v(z, logsnr[, label]), or eps or x: whatever it is trained to predict. The attributes are those of `Network`.
 
     If `bfloat16` is set, the layers up to the last norm compute in bfloat16. These stay float32: the embedding of the
-    noise level, the statistics of the norms, and the layers from the last norm on, where rounding would remain visible
-    in the sample. Weights stay float32 in training; `for_inference` casts those of the bfloat16 layers.
+    noise level, and the layers from the last norm on, where rounding would remain visible in the sample. Weights stay
+    float32 in training; `for_inference` casts those of the bfloat16 layers.
 
     The sinusoids of the noise angle have long periods: with a `time_scale` of 1 the network is hardly conditioned on
     the time, yet the loss hardly shows it. (The authors' scale: 1000.)

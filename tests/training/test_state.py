@@ -26,7 +26,7 @@ def test_broken_states_and_those_of_earlier_formats_are_refused(tmp_path):
     path, stage = tmp_path / "training_state.pt", make_stage(tmp_path, num_steps=10)
     state = torch.load(path, weights_only=True)
     torch.save(state | {"format_version": 3}, path)
-    with pytest.raises(InputError, match=f"has format version 3; this code reads {FORMAT_VERSION} only"):
+    with pytest.raises(InputError, match=f"{path.name}: has format version 3; this code reads {FORMAT_VERSION} only"):
         read_state(stage)
     trainer = state["trainers"]["model"]
     for wrong in ({}, {"model": trainer | {"network": {}}}, {"model": {"network": trainer["network"]}}):
