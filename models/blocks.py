@@ -72,9 +72,20 @@ class PixelNorm(nn.LayerNorm):
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape and dtype."""
-        weight, bias = (None if each is None else each.to(h.dtype) for each in (self.weight, self.bias))
-        normalized = F.layer_norm(h.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps)
-        return normalized.permute(0, 3, 1, 2).to(h.dtype)
+
+        def normalize(weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            x = F.layer_norm(h.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps)
+            return x.permute(0, 3, 1, 2).to(h.dtype)
+
+        ones = torch.ones(self.normalized_shape, device=h.device)
+        if self.weight is None:
+            return normalize(ones)
+        weight, bias = self.weight.to(h.dtype), self.bias.to(h.dtype)
+        if h.dtype == torch.bfloat16 and torch.is_grad_enabled():
+            # On a CPU, layer_norm would sum the gradients of weight and bias in bfloat16. With ones in float32, it
+            # keeps mean and deviation in float32 for its backward pass.
+            return normalize(ones) * weight[:, None, None] + bias[:, None, None]
+        return normalize(weight, bias)
 
 
 def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
@@ -105,7 +116,8 @@ class ResidualBlock(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)  # `modulate` shifts
         self.dropout = Dropout(dropout)
         self.conv_out = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, h: Tensor, scale_shift: Tensor, index: Tensor) -> Tensor:
         """h [B, in_channels, H, W], [B, 2 out_channels] and indices [B] to [B, out_channels, H', W']."""

@@ -20,7 +20,7 @@ from utils.config.schema import LARGEST_SCALE, Config, NonNegativeInt, SamplerSe
 from utils.system.errors import InputError, first_of
 from utils.system.files import exists, find_files, sha256, write_atomically
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 SAFETENSORS, METADATA_KEY = ".safetensors", "progressive_distillation"  # the file suffix; the key of `Metadata` in them
 
 

@@ -20,7 +20,7 @@ from utils.system.files import delete_files, exists, find_files, write_atomicall
 from utils.training.loggers import LOG_NAME, LOGGERS
 from utils.training.stage import ELSEWHERE, KEEP, Stage
 
-STATE_NAME, FORMAT_VERSION = "training_state.pt", 6
+STATE_NAME, FORMAT_VERSION = "training_state.pt", 7
 # In the order of deletion: a state without its checkpoints would be resumed, so it goes first.
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME)
 TEMPORARY_FILES = tuple(f".{name}.????????.tmp" for name in RUN_FILES)  # that a kill may leave
