@@ -1,7 +1,7 @@
 """Progressive distillation: Algorithm 2 of Salimans & Ho 2022 (https://arxiv.org/abs/2202.00512).
 
     python distill.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
-      --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
+      --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-3600.pt \\
       --initial_sampling_steps 512 --distillation_iterations 10
 
 An N-step student learns to do in one step what its teacher does in two; then it becomes the teacher of an N/2-step

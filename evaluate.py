@@ -1,7 +1,7 @@
 """Measures quality against the number of sampling steps: the figure of Salimans & Ho 2022 (their figure 4).
 
     python evaluate.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
-      --teacher output/ddpm_32x32_v_continuous_small/diffusion-3000.pt \\
+      --teacher output/ddpm_32x32_v_continuous_small/diffusion-3600.pt \\
       --students output/distilled/ddpm_32x32_v_continuous_small
 
 Compares samples of the teacher, by each sampler in several numbers of steps, and of every student in its own number of

@@ -67,25 +67,11 @@ def embed_guidance(layers: nn.Sequential, scale: Tensor, features: int) -> Tenso
     return layers(sinusoids(scale * GUIDANCE_FACTOR, features))
 
 
-class PixelNorm(nn.LayerNorm):
-    """Layer normalization (Ba et al. 2016) of the channels of each pixel."""
-
-    def forward(self, h: Tensor) -> Tensor:
-        """[B, C, H, W] to the same shape and dtype."""
-
-        def normalize(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-            x = F.layer_norm(h.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps)
-            return x.permute(0, 3, 1, 2).to(h.dtype)
-
-        ones = torch.ones(self.normalized_shape, device=h.device)
-        if self.weight is None:
-            return normalize(ones)
-        weight, bias = self.weight.to(h.dtype), self.bias.to(h.dtype)
-        if h.dtype == torch.bfloat16 and torch.is_grad_enabled():
-            # On a CPU, layer_norm would sum the gradients of weight and bias in bfloat16. With ones in float32, it
-            # keeps mean and deviation in float32 for its backward pass.
-            return normalize(ones) * weight[:, None, None] + bias[:, None, None]
-        return normalize(weight, bias)
+def layer_norm(h: Tensor) -> Tensor:
+    """Layer normalization (Ba et al. 2016) of each pixel's channels, without weights: [B, C, H, W] to the same."""
+    ones = torch.ones(h.shape[1], device=h.device)  # in float32: so mean and deviation are, in the backward pass, too
+    x = F.layer_norm(h.permute(0, 2, 3, 1), ones.shape, ones)
+    return x.permute(0, 3, 1, 2).to(h.dtype)
 
 
 def modulate(h: Tensor, scale_shift: Tensor) -> Tensor:
@@ -112,7 +98,6 @@ class ResidualBlock(nn.Module):
         super().__init__()
         resamplers = {"down": nn.AvgPool2d(2), "up": nn.Upsample(scale_factor=2), None: nn.Identity()}
         self.resample, self.out_channels = resamplers[resample], out_channels
-        self.norm = PixelNorm(in_channels)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)  # `modulate` shifts
         self.dropout = Dropout(dropout)
         self.conv_out = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -121,7 +106,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor, scale_shift: Tensor, index: Tensor) -> Tensor:
         """h [B, in_channels, H, W], [B, 2 out_channels] and indices [B] to [B, out_channels, H', W']."""
-        r = self.conv_in(self.resample(F.silu(self.norm(h))))
+        r = self.conv_in(self.resample(F.silu(layer_norm(h))))
         h = self.resample(h)
         r = self.dropout(F.silu(modulate(r, scale_shift)), index)
         return self.skip(h) + self.conv_out(r)
@@ -140,13 +125,12 @@ class Attention(nn.Module):
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.norm = PixelNorm(channels, elementwise_affine=False)  # to_qkv has weights and a bias
         self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.to_out = zero_init(nn.Conv2d(channels, channels, 1))
 
     def forward(self, h: Tensor) -> Tensor:
         """[B, channels, H, W] to the same shape."""
-        qkv = rearrange(self.to_qkv(self.norm(h)), "b c y x -> b (y x) c").chunk(3, dim=2)
+        qkv = rearrange(self.to_qkv(layer_norm(h)), "b c y x -> b (y x) c").chunk(3, dim=2)
         q, k, v = (rearrange(part, "b p (n d) -> b n p d", n=self.num_heads) for part in qkv)
         attended = attend(q, k, v)
         return h + self.to_out(rearrange(attended, "b n (y x) d -> b (n d) y x", y=h.shape[2]))
