@@ -156,7 +156,7 @@ BAD = [
     ("sample.py", "one of the arguments --checkpoint --compare is required"),
     ("sample.py --checkpoint nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     ("sample.py --checkpoint truncated.pt", "truncated.pt: truncated or damaged"),
-    ("sample.py --checkpoint future.pt", "future.pt: has format version 99; this code reads 5"),
+    ("sample.py --checkpoint future.pt", "future.pt: has format version 99; this code reads 6"),
     (f"sample.py --checkpoint {STUDENT} --config_path wide.yaml", "not the model that wide.yaml describes"),
     (f"sample.py --checkpoint {STUDENT} --sampling_steps 0", "argument --sampling_steps: should be a positive integer"),
     (f"sample.py --checkpoint {STUDENT} --num_samples -2", "argument --num_samples: should be a positive integer"),

@@ -73,7 +73,7 @@ def test_operations_are_those_counted_by_hand():
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
             layer.register_forward_hook(count)
     network(torch.zeros(1, 1, 8, 8), torch.zeros(1))
-    attention = 3 * 2 * (2 * 16 * 16 * 16)  # at 4x4 with 16 channels: one down, two up
+    attention = 4 * 2 * (2 * 16 * 16 * 16)  # at 4x4 with 16 channels: one down, one in the middle, two up
     assert forward_flop(config_) == counted + attention
 
 
