@@ -3,7 +3,7 @@
 Each level on the way down halves the resolution and keeps its feature maps; each level on the way up doubles it and
 concatenates the kept ones (skip connections). The noise level scales and shifts the activations of every block, and of
 the last norm. Unlike theirs, a block has one norm instead of two, without weights, and the middle one block instead of
-two. That saves a quarter of the time (docs/experiments.md).
+two. That is faster, and as good (docs/experiments.md).
 
 A skip connection past all layers adds z, times a factor that depends on the noise level, to the output. It helps since
 v = cot(phi) z - x / sin(phi): wherever x is easy to predict, as in the background of a digit, v is a multiple of z plus
@@ -62,7 +62,7 @@ class UNetSettings(NetworkSettings):
         channels = {
             image_size // self.patch_size // 2**level: m * self.features for level, m in enumerate(self.multipliers)
         }
-        for size in self.attention_resolutions:
+        for size in [*self.attention_resolutions, min(channels)]:  # the middle always has attention
             if size not in channels:
                 known = ", ".join(map(str, channels))
                 raise ValueError(f"network.attention_resolutions: {size}; the feature maps have the sizes {known}")
@@ -78,7 +78,7 @@ class UNetSettings(NetworkSettings):
 
 
 class AttentionBlock(nn.Module):
-    """A residual block, followed by attention where the image is small enough for it."""
+    """A residual block, followed by attention if `attend` is set."""
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float, num_heads: int, attend: bool):
         super().__init__()

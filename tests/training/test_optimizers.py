@@ -45,9 +45,11 @@ def test_wide_and_tall_keep_their_singular_vectors_and_have_values_about_1():
 
 
 @pytest.mark.parametrize("size", [1e-8, 1e-10, 1e-11, 1e-12, 1e-14, 1e-18])
-def test_a_tiny_gradient_is_followed_and_never_nan(size):
+@pytest.mark.parametrize("spike", [1.0, 1e3])
+def test_a_tiny_gradient_is_followed_and_never_nan(size, spike):
     """As of an attention layer whose output layer has just left zero; squares of its squares underflow."""
     matrix = torch.randn(64, 192)
+    matrix[0, 0] = spike
     (direction,) = orthogonalized([size * matrix])
     assert direction.isfinite().all() and 0 < torch.linalg.matrix_norm(direction, 2) < 1.3
     assert (direction * matrix).sum() > 0
