@@ -126,7 +126,10 @@ def test_numbers_are_decimal(tmp_path, text, number):
             MINIMAL + "network: {attention_resolutions: [5]}",
             "x.yaml: network.attention_resolutions: 5; the feature maps",
         ),
-        (MINIMAL + "network: {num_heads: 3}", "x.yaml: network.num_heads: 3 does not divide"),
+        (
+            MINIMAL + "network: {attention_resolutions: [], num_heads: 3}",
+            "x.yaml: network.num_heads: 3 does not divide",
+        ),
         (MINIMAL + "network: {multipliers: []}", "x.yaml: network.multipliers: List should have at least 1 item"),
         (
             MINIMAL + "sampling: {sampling_steps: 100000}",
