@@ -7,7 +7,7 @@ from one_weight import make_run, make_stage, take_steps
 from utils.config.schema import Config
 from utils.system.errors import InputError
 from utils.training.stage import teacher_stage
-from utils.training.state import FORMAT_VERSION, delete_run, read_state, write_state
+from utils.training.state import delete_run, read_state, write_state
 
 
 def test_only_a_finished_run_may_grow(tmp_path):
@@ -26,7 +26,7 @@ def test_broken_states_and_those_of_earlier_formats_are_refused(tmp_path):
     path, stage = tmp_path / "training_state.pt", make_stage(tmp_path, num_steps=10)
     state = torch.load(path, weights_only=True)
     torch.save(state | {"format_version": 3}, path)
-    with pytest.raises(InputError, match=f"{path.name}: has format version 3; this code reads {FORMAT_VERSION} only"):
+    with pytest.raises(InputError, match=r"training_state.pt: has format version 3; this code reads 7 only"):
         read_state(stage)
     trainer = state["trainers"]["model"]
     for wrong in ({}, {"model": trainer | {"network": {}}}, {"model": {"network": trainer["network"]}}):

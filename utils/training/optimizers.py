@@ -14,7 +14,7 @@ from utils.config.schema import Optimization
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 MOMENTUM = 0.95
 RMS = 0.2  # of an update of a weight at learning rate 1: about that of Adam (Liu et al. 2025, 2.2)
-SMALLEST_NORM = 1e-30  # of a squared matrix; a zero gradient stays zero
+SMALLEST_TRACE = 1e-30  # of a squared matrix; a zero gradient stays zero
 
 
 def optimizers_of(network: Network, settings: Optimization) -> list[torch.optim.Optimizer]:
@@ -81,11 +81,12 @@ def orthogonalized(matrices: Sequence[Tensor]) -> list[Tensor]:
     results = list(wide)
     for rows, indices in same_size.items():
         a = torch.stack([wide[index] @ wide[index].mT for index in indices])
-        trace = a.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None].clamp(min=SMALLEST_NORM)
+        trace = a.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None].clamp(min=SMALLEST_TRACE)
         a = a / trace  # since the norm squares again, and tiny numbers would underflow
-        norm = torch.linalg.matrix_norm(a, keepdim=True).clamp(min=SMALLEST_NORM)  # at least the largest value squared
+        # At least the largest singular value. As the trace is 1, it is at least 1 / sqrt(rows), unless A is 0.
+        norm = torch.linalg.matrix_norm(a, keepdim=True).clamp(min=1 / rows)
         a, one = a / norm, torch.eye(rows, device=a.device)
-        p = one * (norm * trace).clamp(min=SMALLEST_NORM).rsqrt()
+        p = one * (norm * trace).rsqrt()
         for _ in range(ITERATIONS):
             q = torch.baddbmm(a, a, a, beta=COEFFICIENTS[1], alpha=COEFFICIENTS[2]) + COEFFICIENTS[0] * one
             a, p = q @ a @ q, q @ p
