@@ -1,4 +1,5 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
+# make match       moment matching: students of 8, 4, 2 and 1 steps as good as their teacher; trains the lesson first
 # make evaluate    FID of the lesson's teacher and students, with a figure; three minutes on two cores
 # make fashion     clothes, with guidance; two to three times as long as the lesson; downloads 30 MB the first time
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
@@ -19,9 +20,17 @@ CONFIG := configs/$(NAME).yaml
 FULL_SIZE := configs/ddpm_32x32_v_continuous.yaml
 TEACHER := output/$(NAME)/diffusion-3600.pt
 STUDENTS := output/distilled/$(NAME)
-LAST_STUDENT := $(STUDENTS)/10_1/diffusion-200.pt
+STUDENT_8 := $(STUDENTS)/7_8/diffusion-360.pt
+STUDENT_4 := $(STUDENTS)/8_4/diffusion-260.pt
+STUDENT_2 := $(STUDENTS)/9_2/diffusion-220.pt
+STUDENT_1 := $(STUDENTS)/10_1/diffusion-200.pt
+MATCHED := output/matched/$(NAME)
+ALL_MATCHED := $(addprefix $(MATCHED)/,8/diffusion-300.pt 4/diffusion-300.pt 2/diffusion-300.pt 1/diffusion-400.pt)
+SHORT := output/matched/$(NAME)_short
+SHORT_MATCHED := $(SHORT)/2/diffusion-120.pt $(SHORT)/1/diffusion-160.pt
 PICTURE := output/lesson-4-2-1-steps.png
 PICTURE_AT_8 := output/lesson-8-steps.png
+PICTURE_MATCHED := output/lesson-matched.png
 
 PAGE := output/page
 PORT := 8000
@@ -32,39 +41,50 @@ FASHION := fashion_mnist_32x32_v_continuous_small
 FASHION_CONFIG := configs/$(FASHION).yaml
 FASHION_TEACHER := output/$(FASHION)/diffusion-5000.pt
 FASHION_STUDENTS := output/distilled/$(FASHION)
-FASHION_LAST := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
-FASHION_PICTURE := output/fashion-4-2-steps.png
+FASHION_STUDENT_8 := $(FASHION_STUDENTS)/7_8/diffusion-600.pt
+FASHION_STUDENT_4 := $(FASHION_STUDENTS)/8_4/diffusion-600.pt
+FASHION_STUDENT_2 := $(FASHION_STUDENTS)/9_2/diffusion-800.pt
+FASHION_STUDENT_1 := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
+FASHION_MATCHED := $(addprefix output/matched/$(FASHION)/,8/diffusion-300.pt 4/diffusion-300.pt 2/diffusion-300.pt \
+	1/diffusion-400.pt)
+FASHION_PICTURE := output/fashion-2-1-steps.png
 
-.PHONY: lesson evaluate fashion notebook gpu pretrained page serve test stress lint
+.PHONY: lesson match evaluate fashion notebook gpu pretrained page serve test stress lint
 
-lesson: $(PICTURE) $(PICTURE_AT_8)
-	@echo "The lesson is done. Its images, each with the same noise in all panels:"
+lesson: $(PICTURE) $(PICTURE_AT_8) $(PICTURE_MATCHED)
+	@echo "The lesson is done. Its images (all panels from the same noise; matched students add their own):"
 	@echo "  $(PICTURE)   teacher at 1024 steps | teacher and student at 4 | at 2 | at 1"
 	@echo "  $(PICTURE_AT_8)   teacher at 1024 steps | teacher at 8 | student at 8"
-	@ls $(STUDENTS)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
+	@echo "  $(PICTURE_MATCHED)   teacher at 32 steps | students of 2: progressive, matched | students of 1"
+	@ls $(STUDENTS)/*/sample-*.png $(SHORT)/*/sample-*.png output/$(NAME)/sample-*.png | sort -V | sed 's/^/  /'
 
-evaluate: $(LAST_STUDENT)
-	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) --students $(STUDENTS) \
-		--student_steps 8 4 2 1
+match: $(ALL_MATCHED)
+	@ls $(MATCHED)/*/sample-*.png | sort -V | sed 's/^/  /'
+
+evaluate: $(SHORT_MATCHED)
+	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) \
+		--students $(STUDENTS) $(or $(wildcard $(MATCHED)),$(SHORT)) --student_steps 8 4 2 1
 
 fashion: $(FASHION_PICTURE)
-	@echo "  $(FASHION_PICTURE)   teacher at 128 steps | teacher and student at 4 | at 2"
+	@echo "  $(FASHION_PICTURE)   teacher at 128 steps, at 2 | student of 2 | matched students of 2, of 1"
 
 notebook: .venv/notebook-installed
 	$(BIN)/jupyter execute --inplace docs/1_method.ipynb
-	$(MAKE) $(LAST_STUDENT)
+	$(MAKE) $(SHORT_MATCHED)
 	$(BIN)/jupyter execute --inplace docs/2_digits.ipynb
 
-pretrained: $(LAST_STUDENT) .venv/tests-installed
+define PRETRAIN
+$(BIN)/python convert.py --half --checkpoint $(1) --to_safetensors pretrained/mnist-$(2).safetensors
+
+endef
+
+pretrained: $(ALL_MATCHED) .venv/tests-installed
 	rm -f pretrained/mnist-*.safetensors
-	$(BIN)/python convert.py --half --checkpoint $(TEACHER) --to_safetensors pretrained/mnist-teacher.safetensors
-	$(BIN)/python convert.py --half --checkpoint $(STUDENTS)/8_4/diffusion-260.pt \
-		--to_safetensors pretrained/mnist-student-4.safetensors
-	$(BIN)/python convert.py --half --checkpoint $(STUDENTS)/9_2/diffusion-220.pt \
-		--to_safetensors pretrained/mnist-student-2.safetensors
-	$(BIN)/python convert.py --half --checkpoint $(LAST_STUDENT) --to_safetensors pretrained/mnist-student-1.safetensors
+	$(call PRETRAIN,$(TEACHER),teacher)
+	$(foreach n,4 2 1,$(call PRETRAIN,$(STUDENT_$(n)),student-$(n)))
+	$(foreach n,4 2 1,$(call PRETRAIN,$(filter $(MATCHED)/$(n)/%,$(ALL_MATCHED)),matched-$(n)))
 	$(BIN)/python -m web.make_models pretrained/mnist-teacher.safetensors \
-		$(foreach n,4 2 1,pretrained/mnist-student-$(n).safetensors)
+		$(foreach n,4 2 1,pretrained/mnist-student-$(n).safetensors pretrained/mnist-matched-$(n).safetensors)
 
 gpu: | $(INSTALLED)
 	$(BIN)/python -m docs.gpu --config_path $(if $(filter command line,$(origin CONFIG)),$(CONFIG),$(FULL_SIZE))
@@ -89,31 +109,49 @@ lint: .venv/tests-installed
 $(TEACHER): | $(INSTALLED)
 	$(BIN)/python train.py --config_path $(CONFIG)
 
-$(LAST_STUDENT): $(TEACHER)
+$(STUDENT_1): $(TEACHER)
 	$(BIN)/python distill.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
 		--initial_sampling_steps 512 --distillation_iterations 10
 
-$(PICTURE_AT_8): $(LAST_STUDENT)
-	$(BIN)/python sample.py --num_samples 30 --output $@ --compare $(TEACHER):1024 \
-		$(TEACHER):8 $(STUDENTS)/7_8/diffusion-360.pt
+# The student of as many steps as the name of the target's folder says.
+MATCH = $(BIN)/python match.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
+	--student_checkpoint $(STUDENT_$(notdir $(@D)))
 
-$(PICTURE): $(LAST_STUDENT)
+$(ALL_MATCHED): $(STUDENT_1)
+	$(MATCH)
+
+$(SHORT_MATCHED): $(STUDENT_1)
+	$(MATCH) --num_training_steps $(patsubst diffusion-%.pt,%,$(@F)) --ema_decay 0.98 --output_dir $(@D)
+
+$(PICTURE_MATCHED): $(SHORT_MATCHED)
+	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(TEACHER):32 \
+		$(foreach n,2 1,$(STUDENT_$(n)) $(filter $(SHORT)/$(n)/%,$(SHORT_MATCHED)))
+
+$(PICTURE_AT_8): $(STUDENT_1)
+	$(BIN)/python sample.py --num_samples 30 --output $@ --compare $(TEACHER):1024 \
+		$(TEACHER):8 $(STUDENT_8)
+
+$(PICTURE): $(STUDENT_1)
 	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(TEACHER):1024 \
-		$(TEACHER):4 $(STUDENTS)/8_4/diffusion-260.pt \
-		$(TEACHER):2 $(STUDENTS)/9_2/diffusion-220.pt \
-		$(TEACHER):1 $(LAST_STUDENT)
+		$(TEACHER):4 $(STUDENT_4) \
+		$(TEACHER):2 $(STUDENT_2) \
+		$(TEACHER):1 $(STUDENT_1)
 
 $(FASHION_TEACHER): | $(INSTALLED)
 	$(BIN)/python train.py --config_path $(FASHION_CONFIG)
 
-$(FASHION_LAST): $(FASHION_TEACHER)
+$(FASHION_STUDENT_1): $(FASHION_TEACHER)
 	$(BIN)/python distill.py --config_path $(FASHION_CONFIG) --teacher_model_checkpoint $(FASHION_TEACHER) \
 		--initial_sampling_steps 512 --distillation_iterations 10
 
-$(FASHION_PICTURE): $(FASHION_LAST)
+$(FASHION_MATCHED): $(FASHION_STUDENT_1)
+	$(BIN)/python match.py --config_path $(FASHION_CONFIG) \
+		--teacher_model_checkpoint $(FASHION_STUDENTS)/0_conversion/diffusion-2000.pt \
+		--student_checkpoint $(FASHION_STUDENT_$(notdir $(@D)))
+
+$(FASHION_PICTURE): $(FASHION_MATCHED)
 	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(FASHION_TEACHER):128 \
-		$(FASHION_TEACHER):4 $(FASHION_STUDENTS)/8_4/diffusion-600.pt \
-		$(FASHION_TEACHER):2 $(FASHION_STUDENTS)/9_2/diffusion-800.pt
+		$(FASHION_TEACHER):2 $(FASHION_STUDENT_2) $(wordlist 3,4,$(FASHION_MATCHED))
 
 $(PAGE)/index.html: $(wildcard web/*.* web/models/*) web/node_modules/installed
 	rm -rf $(PAGE)

@@ -11,6 +11,7 @@ again, so the same command resumes an interrupted evaluation.
 """
 
 import argparse
+import re
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +29,7 @@ from utils.evaluation.figures import draw_figure, draw_trade_off, table
 from utils.evaluation.metrics import EXTRACTORS
 from utils.system import cli
 from utils.system.errors import InputError
-from utils.system.files import locked
-from utils.training.stage import student_folders
+from utils.system.files import find_files, locked
 
 TEACHER_STEPS = [32, 16, 8, 4, 2, 1]
 FEW_SAMPLES = 1000
@@ -41,14 +41,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_config_path()
     help = "the teacher's diffusion-<step>.pt; required"
     parser.add_argument("--teacher", required=True, metavar="CHECKPOINT", help=help)
-    help = "the output folder of distill.py; the latest checkpoint of each student is used (default: no students)"
-    parser.add_argument("--students", type=Path, metavar="FOLDER", help=help)
+    help = "output folders of distill.py and match.py; the latest checkpoint of each student is used (default: none)"
+    parser.add_argument("--students", type=Path, nargs="+", metavar="FOLDER", help=help)
     parser.add_count("--student_steps", "only the students of these numbers of steps (default: all)", nargs="+")
     help = "samples per row, at most the number of training images; only rows with the same number can be compared"
     parser.add_count("--num_samples", help, 2500)
     help = "of the teacher (default: 32 16 8 4 2, and 1 for a deterministic sampler; at most its own number)"
     parser.add_count("--sampling_steps", help, nargs="+")
-    help = f"of the teacher (default: {' '.join(SAMPLERS)}); students have their own"
+    help = f"of the teacher and its students (default: {' '.join(SAMPLERS)}); matched students have their own"
     parser.add_argument("--samplers", choices=list(SAMPLERS), nargs="+", default=list(SAMPLERS), help=help)
     help = "clip the teacher's x to [-1, 1] in each step (default: as the teacher's checkpoint says)"
     parser.add_argument("--clip", action=argparse.BooleanOptionalAction, help=help)
@@ -72,15 +72,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
-    """The latest checkpoint of each requested student, most steps first. Raises InputError if there is none."""
-    folder, wanted = arguments.students, arguments.student_steps
-    latest = [latest_checkpoint(path) for path, _, _ in (student_folders(folder) if folder else ())]
-    students = {student.sampling.steps: student for student in map(load_checkpoint, filter(None, latest))}
-    if folder and not students:
-        raise InputError(f"--students {folder}: no students of distill.py there, such as 7_8/diffusion-360.pt")
-    if missing := sorted(set(wanted or ()) - students.keys()):
-        raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(students)}")
-    return [students[steps] for steps in sorted(set(wanted or students), reverse=True)]
+    """The latest checkpoint of each requested student, most steps first, matched ones last. Raises InputError if none.
+
+    The folders of distill.py hold students in folders such as 7_8/, those of match.py in folders such as 8/.
+    """
+    students = []
+    for folder in arguments.students or ():
+        runs = [path for path in find_files(folder, "*") if re.fullmatch(r"(\d+_)?\d+", path.name)]
+        found = [load_checkpoint(path) for path in map(latest_checkpoint, runs) if path]
+        if not found:
+            raise InputError(f"--students {folder}: no students there, such as 7_8/diffusion-360.pt")
+        students += found
+    wanted = set(arguments.student_steps or (student.sampling.steps for student in students))
+    if missing := sorted(wanted - {student.sampling.steps for student in students}):
+        known = sorted({student.sampling.steps for student in students})
+        raise InputError(f"--student_steps {missing[0]}: no such student; there are {known}")
+    chosen = [student for student in students if student.sampling.steps in wanted]
+    return sorted(chosen, key=lambda student: (student.kind == "matched", -student.sampling.steps))
 
 
 def load_both(config: Config, arguments: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
@@ -102,7 +110,7 @@ def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: 
     """The rows of the table: the floor, the teacher, the students."""
     candidates = [TRAINING_IMAGES]
     own, first_sampler = teacher.sampling.steps, "ddim" if "ddim" in arguments.samplers else arguments.samplers[0]
-    default_steps = {n for n in TEACHER_STEPS if n <= own} | ({own} if teacher.kind == "student" else set())
+    default_steps = {n for n in TEACHER_STEPS if n <= own} | ({own} if teacher.is_student else set())
     for guidance in dict.fromkeys(arguments.guidance):
         is_first = guidance == arguments.guidance[0]
         rows = [
@@ -114,7 +122,10 @@ def candidates_of(arguments: argparse.Namespace, teacher: Checkpoint, students: 
         if not is_first:
             rows = [row for row in rows if row[2]["sampler"] == first_sampler]
             rows = rows if arguments.sampling_steps else rows[:1]
-        rows += [("student", student, {}) for student in students]
+        for student in students:
+            samplers = [student.sampling.sampler] if student.kind == "matched" else arguments.samplers
+            samplers = samplers[:1] if student.sampling.steps == 1 else samplers  # which are all the same
+            rows += [(student.kind, student, {"sampler": sampler}) for sampler in samplers]
         for name, checkpoint, update in rows:
             sampling = checkpoint.sampling.model_copy(update=update)
             candidates.append(Candidate.of(name, checkpoint, sampling, guidance))
@@ -128,7 +139,7 @@ def main() -> None:
     device = choose_device(arguments.device)
     teacher, students = load_checkpoint(arguments.teacher), find_students(arguments)
     sampling, clip = teacher.sampling, teacher.sampling.clip if arguments.clip is None else arguments.clip
-    if teacher.kind != "student":  # the configuration may have changed since it was trained
+    if not teacher.is_student:  # the configuration may have changed since it was trained
         sampling = config.sampling.of_teacher(sampling.steps)
     teacher = teacher.model_copy(update={"sampling": sampling.model_copy(update={"clip": clip})})
     for checkpoint in [teacher, *students]:

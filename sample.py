@@ -80,9 +80,12 @@ def choose_panels(arguments: argparse.Namespace) -> list[Panel]:
         for name in arguments.classes or ():
             checkpoint.class_number(name)
         own = checkpoint.sampling
-        update = {"steps": steps or own.steps, "sampler": arguments.sampler or own.sampler}
+        by_default = own.sampler
+        if arguments.compare and checkpoint.kind == "student":
+            by_default = "ddim"  # with the same noise it imitates its teacher's DDIM samples, one by one
+        update = {"steps": steps or own.steps, "sampler": arguments.sampler or by_default}
         update["clip"] = own.clip if arguments.clip is None else arguments.clip
-        if checkpoint.kind == "student" and update["steps"] != own.steps:
+        if checkpoint.is_student and update["steps"] != own.steps:
             times = f"in {update['steps']} steps it is sampled at times that it was not trained at"
             print(f"note: {path} was distilled for {counted(own.steps, 'step')}; {times}")
         panels.append((checkpoint, own.model_copy(update=update)))
@@ -113,7 +116,8 @@ def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
     """The label of a panel; models of the same kind are distinguished by their paths."""
 
     def kind(checkpoint: Checkpoint) -> str:
-        return f"student of {checkpoint.sampling.steps}" if checkpoint.kind == "student" else checkpoint.kind
+        steps = f" student of {checkpoint.sampling.steps}" if checkpoint.is_student else ""
+        return f"{checkpoint.kind}{steps}".removeprefix("student ")
 
     checkpoint, sampling = panel
     same = {other.path.with_suffix("") for other, _ in panels if kind(other) == kind(checkpoint)}

@@ -93,6 +93,11 @@ class Diffusion:
     takes_guidance: bool = False  # whether the guidance scale is an input of the network; see models/guidance.py
     timesteps: int | None = None  # T if the network takes timesteps, None if it takes logsnr
 
+    @property
+    def smallest_time(self) -> float:
+        """The smallest t > 0 that it is to be trained at: the first timestep, if the network takes timesteps."""
+        return 1e-3 if self.timesteps is None else 1 / self.timesteps
+
     def v(self, z: Tensor, t: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         """The network's output at z [B, C, H, W] and the times t [B] in (0, 1], converted to v."""
         time = self.schedule.logsnr(t) if self.timesteps is None else self.timesteps * t - 1

@@ -53,6 +53,11 @@ class Guided:
         """The model's own."""
         return self.model.schedule
 
+    @property
+    def smallest_time(self) -> float:
+        """The model's own."""
+        return self.model.smallest_time
+
     def v(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
         """The guided velocity at z [B, C, H, W], the times t [B] and the classes [B]."""
         if self.model.takes_guidance:

@@ -34,6 +34,7 @@ training: {num_training_steps: 6, batch_size: 8, learning_rate: 1e-3, save_and_s
 distillation:
   {num_training_steps_per_iteration: 4, batch_size: 8, learning_rate: 1e-3, optimizer: muon, save_and_sample_every_n: 2,
    log_every_n: 1}
+matching: {num_training_steps: 4, batch_size: 8, learning_rate: 1e-3, save_and_sample_every_n: 2, log_every_n: 1}
 sampling: {sampling_steps: 4, num_samples: 4, batch_size: 4}
 """
 
@@ -91,7 +92,10 @@ def save_model(
 ) -> None:
     """Writes a checkpoint, of a student if it has a number of sampling steps."""
     fields.setdefault("kind", "student" if sampling_steps else "converted" if fields.get("guidance") else "teacher")
-    sampling = SamplerSettings(steps=sampling_steps) if sampling_steps else config.sampling.of_teacher(1024)
+    sampling = config.sampling.of_teacher(1024)
+    if sampling_steps:
+        sampler = "ancestral" if fields["kind"] == "matched" else "ddim"
+        sampling = SamplerSettings(steps=sampling_steps, sampler=sampler)
     fields.setdefault("prediction", config.diffusion.prediction)
     save_checkpoint(path, Metadata(config=config, step=step, sampling=sampling, **fields), weights)
 

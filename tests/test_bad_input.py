@@ -11,7 +11,7 @@ from PIL import Image
 import sample
 
 
-@pytest.mark.parametrize("script", ["train.py", "distill.py", "sample.py", "evaluate.py", "convert.py"])
+@pytest.mark.parametrize("script", ["train.py", "distill.py", "match.py", "sample.py", "evaluate.py", "convert.py"])
 def test_help_explains_each_flag_with_its_default(script, capsys):
     assert call(script, "--help") == 0
     text = capsys.readouterr().out
@@ -175,8 +175,8 @@ BAD = [
     (f"{EVALUATE} nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     (f"{EVALUATE} truncated.pt", "truncated.pt: truncated or damaged, or not a checkpoint"),
     (f"{EVALUATE} smaller.pt", "not the model that tiny.yaml describes: data.image_size is 8, not 16"),
-    (f"{EVALUATE} {TEACHER} --students nowhere", "--students nowhere: no students of distill.py there"),
-    (f"{EVALUATE} {TEACHER} --students output/tiny", "--students output/tiny: no students of distill.py there"),
+    (f"{EVALUATE} {TEACHER} --students nowhere", "--students nowhere: no students there"),
+    (f"{EVALUATE} {TEACHER} --students output/tiny", "--students output/tiny: no students there"),
     (
         f"{EVALUATE} {TEACHER} --samplers ddim euler",
         "--samplers: invalid choice: 'euler' (choose from",

@@ -45,7 +45,9 @@ ROWS = [
     "teacher, ancestral, 4 steps",
     "teacher, ancestral, 2 steps",
     "student, ddim, 4 steps",
+    "student, ancestral, 4 steps",
     "student, ddim, 2 steps",
+    "student, ancestral, 2 steps",
 ]
 
 
@@ -54,12 +56,12 @@ def test_a_table_a_figure_and_results_that_are_not_computed_again(lesson, monkey
     assert call(*COMMAND, *STUDENTS, "--sampling_steps", 2, 4, "--samplers", "ddim", "ancestral") == 0
     output = capsys.readouterr().out.splitlines()
     head = next(number for number, line in enumerate(output) if line.split()[:2] == ["ratio", "fid"])
-    table = output[head + 1 : head + 8]
+    table = output[head + 1 : head + 10]
     assert [line[:27].strip() for line in table] == ROWS
     folder = Path("output/evaluation/tiny")
     assert Image.open(folder / "fid.png").size == (910, 585)
     entries = json.loads((folder / "results.json").read_text())["evaluations"]
-    assert len(entries) == 7
+    assert len(entries) == 9
     best = min(entry["fid"] for entry in entries[1:5])
     for line, entry in zip(table, entries, strict=True):
         cells = line[27:].split()

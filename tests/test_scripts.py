@@ -204,8 +204,7 @@ def test_students_begin_as_their_teacher_and_learn(folder_lesson, tmp_path, monk
     flags = ["--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--distillation_iterations", 1]
     teacher = contents(Path("output/tiny/diffusion-6.pt"))["weights"]
     for rate, moved in ("1e-30", False), ("1e-3", True):
-        before, _, after = text.rpartition("learning_rate: 1e-3")
-        folder_lesson.write_text(f"{before}learning_rate: {rate}{after}")
+        folder_lesson.write_text(text.replace("rate: 1e-3, optimizer", f"rate: {rate}, optimizer"))
         assert call("distill.py", "--config_path", folder_lesson, *flags, "--restart") == 0
         student = contents(Path("output/distilled/tiny/1_512/diffusion-4.pt"))["weights"]
         assert any(not torch.equal(student[name], teacher[name]) for name in teacher) == moved

@@ -13,14 +13,17 @@ const say = (text) => (byId("status").textContent = text);
 const panels = { teacher: new Panel(byId("teacher"), "Teacher"), student: new Panel(byId("student"), "Student") };
 let [manifest, state, drawing] = [null, readState(location.hash), new AbortController()];
 
-/** Noise number n: that of the n-th sample of sample.py. */
+/** Draws the noise of the n-th sample of sample.py: first the initial z, then that of each stochastic step. */
 const noiseOf = (number) => normalNoise((manifest.noise_seed + number) % 2 ** 32, manifest.size ** 2);
-const modelOf = (steps) => manifest.models.find((model) => model.steps === steps);
+const teacher = () => manifest.models.find((model) => !model.steps);
+const students = () => manifest.models.filter((model) => model.steps && model.matched === Boolean(state.matched));
+const student = () => students().find((model) => model.steps === state.steps);
 
 /** Shows the state in the controls and the address. */
 function show() {
   for (const input of byId("digits").querySelectorAll("input")) input.checked = Number(input.value) === state.digit;
   byId("noise").value = state.noise;
+  byId("matched").value = state.matched;
   byId("steps").value = HALVINGS - Math.log2(state.steps);
   showSteps(state.steps);
   byId("guidance").value = byId("guidance-text").textContent = state.guidance;
@@ -36,6 +39,7 @@ function showSteps(steps) {
 function change(changes) {
   state = { ...state, ...changes };
   state.digit = Math.min(state.digit, manifest.class_names.length - 1);
+  state.matched &= manifest.models.some((model) => model.matched);
   const [low, high] = manifest.guidance ?? [1, 1];
   state.guidance = Math.min(Math.max(state.guidance, low), high);
   show();
@@ -56,14 +60,15 @@ async function work(task) {
 
 async function draw(signal) {
   const { size, schedule } = manifest;
-  const options = { ...state, schedule, size, noise: noiseOf(state.noise), signal };
+  const noise = noiseOf(state.noise);
+  const options = { ...state, schedule, size, z: noise(), noise, signal };
   const backend = byId("backend").value;
-  const students = manifest.models.filter((model) => model.steps).map((model) => model.steps);
-  const missing = modelOf(state.steps) ? "" : `There is no student of ${state.steps} steps here, only of ${students.join(", ")}.`;
-  panels.student.begin(state.steps, options.noise, size, missing);
-  panels.teacher.begin(state.steps, options.noise, size, "");
+  const known = students().map((model) => model.steps);
+  const missing = student() ? "" : `There is no student of ${state.steps} steps here, only of ${known.join(", ")}.`;
+  panels.student.begin(state.steps, options.z, size, missing);
+  panels.teacher.begin(state.steps, options.z, size, "");
   byId("grid").replaceChildren();
-  for (const [name, model] of [["student", modelOf(state.steps)], ["teacher", modelOf(null)]]) {
+  for (const [name, model] of [["student", student()], ["teacher", teacher()]]) {
     if (!model) continue;
     say(`Loading the ${name} …`);
     await load(model, backend);
@@ -77,7 +82,7 @@ async function draw(signal) {
 function drawMore(signal) {
   const { size, schedule } = manifest;
   const options = { ...state, schedule, size, noiseOf, first: state.noise + 1, signal };
-  const models = [["Teacher", modelOf(null)], ["Student", modelOf(state.steps)]];
+  const models = [["Teacher", teacher()], ["Student", student()]];
   return drawGrids(byId("grid"), models, byId("backend").value, options, say);
 }
 
@@ -109,6 +114,7 @@ function listen() {
   on("other-noise", "click", () => change({ noise: Math.floor(1000 * Math.random()) }));
   on("steps", "input", ({ target }) => showSteps(2 ** (HALVINGS - target.value)));
   on("steps", "change", ({ target }) => change({ steps: 2 ** (HALVINGS - target.value) }));
+  on("matched", "change", ({ target }) => change({ matched: Number(target.value) }));
   on("guidance", "change", ({ target }) => change({ guidance: Number(target.value) }));
   on("backend", "change", () => work(draw));
   on("more", "click", () => work(drawMore));
@@ -125,6 +131,7 @@ function fillControls(backends) {
   }
   byId("backend").innerHTML = backends.map((name) => `<option value="${name}">${BACKENDS[name]}</option>`).join("");
   byId("backend-label").hidden = backends.length === 1;
+  byId("matched-label").hidden = !manifest.models.some((model) => model.matched);
   if (manifest.guidance) {
     [byId("guidance").min, byId("guidance").max] = manifest.guidance;
     byId("guidance-label").hidden = false;

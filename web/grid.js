@@ -2,26 +2,27 @@
 
 import { paint } from "./draw.js";
 import { velocityOf } from "./models.js";
-import { ddim } from "./sampler.js";
+import { sample } from "./sampler.js";
 
 const COUNT = 16;
 
 /**
  * Fills `root` with a grid for each model, [name, model or undefined].
  *
- * @param noiseOf returns the noise of a number
+ * @param noiseOf returns the function that draws the noise of a number
  * @param say shows a status
  */
 export async function drawGrids(root, models, backend, { schedule, size, noiseOf, first, steps, digit, guidance, signal }, say) {
   const noises = Array.from({ length: COUNT }, (_, k) => noiseOf(first + k));
-  const noise = Float32Array.from(noises.flatMap((one) => [...one]));
+  const noise = () => Float32Array.from(noises.flatMap((draw) => [...draw()]));
+  const initial = noise();
   root.replaceChildren();
   const present = models.filter(([, model]) => model);
   const grids = present.map(([name, model]) => [name, model, addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`)]);
   for (const [name, model, canvases] of grids.reverse()) {
     say(`${name}: loading …`);
     const { velocity } = await velocityOf(model, backend, { count: COUNT, digit, guidance });
-    for await (const { step, z } of ddim(velocity, schedule, noise, steps)) {
+    for await (const { step, z } of sample(velocity, schedule, initial, noise, steps, model.sampler)) {
       if (signal.aborted) return;
       say(`${name}: step ${step} of ${steps} …`);
       canvases.forEach((canvas, k) => paint(canvas, z.subarray(k * size * size, (k + 1) * size * size), size));

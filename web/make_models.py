@@ -42,13 +42,15 @@ def with_half_weights(content: bytes) -> bytes:
 
 def add_model(checkpoint: Checkpoint) -> dict:
     """Writes the file of a model; returns its entry of models.json."""
-    steps = checkpoint.sampling.steps if checkpoint.kind == "student" else None
-    path = FOLDER / (f"student-{steps}.onnx" if steps else "teacher.onnx")
+    steps = checkpoint.sampling.steps if checkpoint.is_student else None
+    matched = checkpoint.kind == "matched"
+    path = FOLDER / (f"{'matched' if matched else 'student'}-{steps}.onnx" if steps else "teacher.onnx")
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(checkpoint, Path(folder, "model.onnx"))
         path.write_bytes(with_half_weights(Path(folder, "model.onnx").read_bytes()))
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
-    return {"file": path.name, "steps": steps, "guidance": checkpoint.guidance is not None}
+    entry = {"file": path.name, "steps": steps, "matched": matched, "sampler": "ancestral" if matched else "ddim"}
+    return entry | {"guidance": checkpoint.guidance is not None}
 
 
 def require_drawable(checkpoint: Checkpoint, teacher: Checkpoint) -> None:

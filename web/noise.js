@@ -1,4 +1,4 @@
-// Noise number n of sample.py: PyTorch's CPU generator (a Mersenne Twister) and its normal numbers.
+// The noise of sample.py: PyTorch's CPU generator (a Mersenne Twister) and its normal numbers.
 
 /** The Mersenne Twister MT19937 (Matsumoto & Nishimura 1998): returns a function that draws 32 bits. */
 function mersenneTwister(seed) {
@@ -25,13 +25,17 @@ function mersenneTwister(seed) {
 }
 
 /**
- * Standard normal numbers, like torch.randn for 16 or more: of each 16 uniform numbers of 24 bits, the first eight give
- * radii and the last eight angles (Box & Muller 1958).
+ * Returns a function that draws standard normal numbers, like torch.randn for 16 or more with one generator: of each 16
+ * uniform numbers of 24 bits, the first eight give radii and the last eight angles (Box & Muller 1958).
  *
- * @param size a multiple of 16
+ * @param size how many, a multiple of 16
  */
 export function normalNoise(seed, size) {
   const draw = mersenneTwister(seed >>> 0);
+  return () => drawNormal(draw, size);
+}
+
+function drawNormal(draw, size) {
   const noise = new Float32Array(size);
   const uniform = Float64Array.from({ length: size }, () => (draw() & 0xffffff) / 2 ** 24);
   for (let block = 0; block < size; block += 16) {

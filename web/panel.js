@@ -2,7 +2,7 @@
 
 import { drawPaths, paint } from "./draw.js";
 import { velocityOf } from "./models.js";
-import { ddim } from "./sampler.js";
+import { sample } from "./sampler.js";
 
 const PIXELS = [0.3, 0.4, 0.5, 0.6, 0.7]; // on the diagonal, as fractions of the image's sides
 const FRAME = 33; // milliseconds between repaints
@@ -26,11 +26,11 @@ export class Panel {
     [this.z, this.x, this.paths] = ["z", "x", "paths"].map((name) => root.querySelector(`canvas.${name}`));
   }
 
-  /** Shows the title, the initial noise, and `text` in place of the counts. */
-  begin(steps, noise, size, text) {
+  /** Shows the title, the initial noise z, and `text` in place of the counts. */
+  begin(steps, z, size, text) {
     this.heading.textContent = `${this.title}, ${steps} step${steps === 1 ? "" : "s"}`;
     this.counts.textContent = text;
-    paint(this.z, noise, size);
+    paint(this.z, z, size);
     paint(this.x, new Float32Array(size * size), size);
     drawPaths(this.paths, []);
     this.z.setAttribute("aria-label", `${this.title}: noise`);
@@ -43,12 +43,12 @@ export class Panel {
    * @param signal an AbortSignal that ends the sampling
    * @returns the image, Float32Array in [-1, 1], or null if aborted
    */
-  async draw(model, backend, { schedule, size, noise, steps, digit, guidance, signal }) {
+  async draw(model, backend, { schedule, size, z: initial, noise, steps, digit, guidance, signal }) {
     const counted = await velocityOf(model, backend, { count: 1, digit, guidance });
     const pixels = PIXELS.map((share) => Math.round(share * size) * (size + 1));
-    const paths = pixels.map((k) => [{ t: 1, value: noise[k] }]);
+    const paths = pixels.map((k) => [{ t: 1, value: initial[k] }]);
     let [milliseconds, shown, begun, image] = [0, 0, performance.now(), null];
-    for await (const { step, t, z, x } of ddim(counted.velocity, schedule, noise, steps)) {
+    for await (const { step, t, z, x } of sample(counted.velocity, schedule, initial, noise, steps, model.sampler)) {
       milliseconds += performance.now() - begun;
       if (signal.aborted) return null;
       pixels.forEach((k, index) => paths[index].push({ t, value: z[k] }));

@@ -1,7 +1,7 @@
 // The visitor's choices. They are part of the address, so a link shows the same samples.
 
-const DEFAULTS = { digit: 3, noise: 17, steps: 4, guidance: 1 };
-const LIMITS = { digit: [0, 999999], noise: [0, 999999], steps: [1, 1024], guidance: [0, 100] };
+const DEFAULTS = { digit: 3, noise: 17, steps: 4, matched: 0, guidance: 1 };
+const LIMITS = { digit: [0, 999999], noise: [0, 999999], steps: [1, 1024], matched: [0, 1], guidance: [0, 100] };
 
 /** The number in `text` if it is allowed for this setting, else `otherwise`. */
 export function allowed(name, text, otherwise) {

@@ -29,7 +29,12 @@ def save_pipeline(folder: Path, *, unet: dict[str, Any] | None = None, **schedul
 
 @torch.no_grad()
 def draw(
-    network: UNet2DModel, scheduler: DDIMScheduler, z: Tensor, steps: int, label: Tensor | None = None, **options: bool
+    network: UNet2DModel,
+    scheduler: DDIMScheduler | DDPMScheduler,
+    z: Tensor,
+    steps: int,
+    label: Tensor | None = None,
+    **options: bool,
 ) -> Tensor:
     """What the loop of `DDIMPipeline` draws from the noise z, before it is clipped."""
     scheduler.set_timesteps(steps)

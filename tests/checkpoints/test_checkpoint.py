@@ -100,7 +100,7 @@ def test_other_classes_are_named(path):
         ({"sampling": {"steps": 10**8}}, "sampling.steps: should be less than or equal to 65536, not 100000000"),
         ({"sampling": {"steps": 2.0}}, "its metadata are not valid: sampling.steps: should be a valid integer"),
         ({"sampling": {"steps": 2, "sampler": "x"}}, f"sampling.sampler: should be {ANY_SAMPLER}, not 'x'"),
-        ({"kind": "teachr"}, "kind: should be 'teacher', 'converted' or 'student', not 'teachr'"),
+        ({"kind": "teachr"}, "kind: should be 'teacher', 'converted', 'student' or 'matched', not 'teachr'"),
         ({"config": {"data": {"name": "MNIST"}}}, "are not valid: config.data.image_size: missing"),
         ({"weights": [1]}, "its weights do not fit its own configuration: no weights"),
         ({"weights": {"a": 1}}, "its weights do not fit its own configuration: embed_time.0.weight is missing"),

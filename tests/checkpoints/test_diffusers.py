@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, call, save_model
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from pipelines import draw, save_pipeline, stock
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from models.diffusion import UNCONDITIONAL
 from models.guidance import Guided
 from models.noise_schedule import betas_at
-from models.samplers import ddim
+from models.samplers import ancestral, ddim
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.config.schema import Betas, DiffusionSettings
 
@@ -251,6 +251,26 @@ def test_an_eps_teacher_is_converted_distilled_and_exported_for_diffusers(tmp_pa
     assert Path(".exported.tmp").is_dir()
     card = Path("exported/README.md").read_text()
     assert "Samples in 8 steps" in card and "num_inference_steps=8" in card
+
+
+def test_a_matched_student_is_exported_for_the_ancestral_sampler(tmp_path, monkeypatch):
+    """The stock `DDPMPipeline` takes the steps of `posterior` at variance 0, with its own random numbers."""
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "pipeline")
+    teacher = load_checkpoint(convert(tmp_path / "pipeline"))
+    save_model(Path("matched.pt"), teacher.weights, config=teacher.config, sampling_steps=8, kind="matched")
+    assert call("convert.py", "--checkpoint", "matched.pt", "--to_diffusers", "exported") == 0
+    pipeline = DDPMPipeline.from_pretrained("exported")
+    assert pipeline.scheduler.config.variance_type == "fixed_small" and not pipeline.scheduler.config.clip_sample
+    z, noises = torch.randn(2, 1, 16, 16), torch.randn(8, 2, 1, 16, 16)
+    drawn = [iter(noises), iter(noises)]
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(drawn[0]))
+    theirs = draw(pipeline.unet, pipeline.scheduler, z, 8)
+    with torch.no_grad():
+        ours = ancestral(load_checkpoint("matched.pt").model(CPU), z, 8, noise=lambda: next(drawn[1]))
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-3 * ours.abs().max().item())
+    card = Path("exported/README.md").read_text()
+    assert "DDPMPipeline" in card and "DDIMPipeline" not in card
 
 
 def test_guidance_is_built_into_the_classes_of_an_exported_student(tmp_path, monkeypatch):

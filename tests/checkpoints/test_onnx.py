@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, call, save_model
 
 from models.guidance import guided
-from models.samplers import ddim
+from models.samplers import SAMPLERS, ddim
 from utils.checkpoints.checkpoint import build_model, load_checkpoint
 from utils.config.schema import Config
 
@@ -28,7 +28,12 @@ DISCRETE = {"schedule": "discrete", "betas": {}}
 
 
 def save_student(
-    path: Path, network: dict, diffusion: dict, guidance: list[float] | None, image_size: int = 16
+    path: Path,
+    network: dict,
+    diffusion: dict,
+    guidance: list[float] | None,
+    image_size: int = 16,
+    kind: str = "student",
 ) -> None:
     """A student of 8 steps with random weights."""
     content = {
@@ -41,7 +46,7 @@ def save_student(
     model = build_model(config, torch.device("cpu"), takes_guidance=guidance is not None)
     for parameter in model.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    save_model(path, model.network.state_dict(), config=config, step=1, sampling_steps=8, guidance=guidance)
+    save_model(path, model.network.state_dict(), config=config, step=1, sampling_steps=8, guidance=guidance, kind=kind)
 
 
 def draw(path: str, z: np.ndarray, **inputs: np.ndarray) -> np.ndarray:
@@ -77,21 +82,23 @@ def assert_alike(found: np.ndarray, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
-def test_the_ten_lines_of_the_readme_classes_guidance_and_metadata(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("kind", "sampler"), [("student", "ddim"), ("matched", "ancestral")])
+def test_the_sampler_of_the_docs_classes_guidance_and_metadata(tmp_path, monkeypatch, capsys, kind, sampler):
     monkeypatch.chdir(tmp_path)
     network = THEIRS | {"num_classes": 10}
-    save_student(Path("student.pt"), network, {"schedule": "cosine"}, [1.0, 4.0], image_size=32)
+    save_student(Path("student.pt"), network, {"schedule": "cosine"}, [1.0, 4.0], image_size=32, kind=kind)
     assert call("convert.py", "--checkpoint", "student.pt", "--to_onnx", "student.onnx") == 0
     z, label, scale = torch.randn(16, 1, 32, 32), torch.arange(16) % 10, torch.full((16,), 2.5, dtype=torch.float64)
     with torch.no_grad():
         student = guided(load_checkpoint("student.pt").model(torch.device("cpu")), scale)
-        expected = ddim(student, z, 8, label=label, clip=False)
-    assert_alike(draw("student.onnx", z.numpy(), label=label.numpy(), guidance=scale.float().numpy()), expected)
+        noise = {"noise": lambda: z} if sampler == "ancestral" else {}
+        expected = SAMPLERS[sampler].sample(student, z, 8, label=label, **noise)
 
     session = onnxruntime.InferenceSession("student.onnx")
     said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert said["schedule"] == {"schedule": "cosine", "logsnr_min": -20.0, "logsnr_max": 20.0}
-    assert (said["sampling_steps"], said["guidance"]) == (8, [1.0, 4.0]) and said["class_names"][9] == "9"
+    assert (said["sampling_steps"], said["sampler"], said["guidance"]) == (8, sampler, [1.0, 4.0])
+    assert said["class_names"][9] == "9"
     assert len(said["logsnr"]) == 8 and said["logsnr"][::4] == pytest.approx([-20, 0])
 
     page = (ROOT / "docs/interop.md").read_text()

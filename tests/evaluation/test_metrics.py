@@ -82,6 +82,26 @@ def test_equal_sets_have_distance_0_and_images_that_are_all_alike_no_share():
     assert scores.fid > 0 and scores.fid_share is None
 
 
+def test_recall_and_coverage_miss_what_is_never_drawn_and_what_is_too_much_alike():
+    """The definitions, image by image (Kynkaanniemi et al. 2019, equation 1; Naeem et al. 2020, equation 4)."""
+    torch.manual_seed(0)
+    here, there = torch.randn(2, 300, 2)
+    real = torch.cat([here, there + 100])[torch.randperm(600)]
+    found = score(real, torch.randn(600, 2))  # one of two clusters
+    assert found.recall == pytest.approx(0.5, abs=0.05) and found.coverage == pytest.approx(0.5, abs=0.05)
+    alike = score(real, real.repeat(2, 1)[:700])  # as many as there are real images: the first 600
+    assert alike.coverage == 1 and alike.recall == 1
+    drawn = 0.1 * torch.randn(600, 2)
+    found = score(real, drawn)
+    radii = torch.stack([(sample - drawn).norm(dim=1).sort().values[5] for sample in drawn])
+    recalled = covered = 0
+    for image in real:
+        distances = (image - drawn).norm(dim=1)
+        recalled += bool((distances < radii).any())
+        covered += bool(distances.min() < (image - real).norm(dim=1).sort().values[5])
+    assert (found.recall, found.coverage) == (recalled / 600, covered / 600) and max(found.recall, found.coverage) < 0.1
+
+
 def test_it_is_the_same_every_time_and_leaves_the_random_numbers_alone():
     real, near, far = correlated(3000, 0), correlated(1500, 1), correlated(1500, 2, mean=2.0)
     first, state = score(real, near), torch.get_rng_state()

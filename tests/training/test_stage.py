@@ -1,9 +1,13 @@
 """What a distillation will train."""
 
-import pytest
+from pathlib import Path
 
-from utils.config.schema import Distillation
-from utils.training.stage import plan_of
+import pytest
+from conftest import ROOT
+
+from utils.checkpoints.checkpoint import load_checkpoint
+from utils.config.schema import Config, Distillation
+from utils.training.stage import distillation_stages, plan_of
 
 BY_STUDENT = Distillation.model_validate(
     {"num_training_steps_per_iteration": {"default": 20, 16: 100, 8: 400}, "learning_rate": {"default": 2e-6, 8: 1e-3}}
@@ -23,3 +27,13 @@ BY_STUDENT = Distillation.model_validate(
 )
 def test_the_plan_says_what_each_student_gets_and_which_keys_are_no_students(students, plan):
     assert plan_of(BY_STUDENT, students) == f"training steps and learning rate by sampling steps: {plan}"
+
+
+@pytest.mark.parametrize(("guidance", "samplers"), [(None, "ancestral ancestral ddim"), ([1.0, 2.0], "ddim ddim ddim")])
+def test_students_are_sampled_by_what_suits_them(guidance, samplers):
+    teacher = load_checkpoint(ROOT / "pretrained/mnist-teacher.safetensors")
+    settings = {"training": {"class_dropout": 0.1}, "distillation": {"guidance": guidance}}
+    config = Config.model_validate(teacher.config.model_dump() | settings)
+    teacher = teacher.model_copy(update={"config": config})
+    *_, sixteen, eight, four = distillation_stages(config, Path("here"), teacher, [16, 8, 4])
+    assert [stage.sampling.sampler for stage in (sixteen, eight, four)] == samplers.split()

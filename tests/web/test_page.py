@@ -111,13 +111,14 @@ def drawn(page, who: str) -> np.ndarray:
     return pixels[::4].reshape(32, 32)
 
 
-def test_ten_digits_are_those_of_sample_py(visit):
-    """Golden: `sample.py --checkpoint pretrained/mnist-student-4.safetensors --num_samples 10 --precision fp32`."""
-    golden = np.array(Image.open(ROOT / "tests/golden/page_digits.png").convert("L"), dtype=int)
-    page = visit("#digit=0&noise=0&steps=4")
+@pytest.mark.parametrize(("golden", "student"), [("page_digits", "steps=4"), ("page_matched", "steps=2&matched=1")])
+def test_ten_digits_are_those_of_sample_py(visit, golden, student):
+    """Golden: `sample.py --num_samples 10 --precision fp32` of pretrained/mnist-matched-2 and, by DDIM, -student-4."""
+    golden = np.array(Image.open(ROOT / f"tests/golden/{golden}.png").convert("L"), dtype=int)
+    page = visit(f"#digit=0&noise=0&{student}")
     for digit in range(10):
         if digit:
-            page.evaluate(f"location.hash = '#digit={digit}&noise={digit}&steps=4'")
+            page.evaluate(f"location.hash = '#digit={digit}&noise={digit}&{student}'")
             page.wait_for_function(
                 f"document.querySelector('#student canvas.z').ariaLabel.endsWith('sampled digit {digit}')"
             )

@@ -56,12 +56,13 @@ class Metadata(Section):
     """The contents of a checkpoint besides its path and weights.
 
     A teacher was trained on images; a converted model has learned from its teacher to predict something else, or to
-    take the guidance scale; a student was distilled for `sampling.steps` steps.
+    take the guidance scale; a student was distilled for `sampling.steps` steps, and so was a matched student, by moment
+    matching.
     """
 
     config: Config
     step: NonNegativeInt
-    kind: Literal["teacher", "converted", "student"]
+    kind: Literal["teacher", "converted", "student", "matched"]
     sampling: SamplerSettings  # how it is sampled by default
     prediction: Prediction  # of its network
     guidance: ScaleRange | None = None  # the range of guidance scales that its network takes as an input
@@ -75,6 +76,11 @@ class Metadata(Section):
         if names and num_classes and len(names) != num_classes:
             raise ValueError(f"trained_on.class_names: {len(names)}, but config.network.num_classes is {num_classes}")
         return self
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it was distilled for a number of sampling steps."""
+        return self.kind in ("student", "matched")
 
     @property
     def known_class_names(self) -> list[str]:
@@ -150,6 +156,8 @@ class Checkpoint(Metadata):
 
     def require_teacher_of(self, sampling_steps: int) -> None:
         """Raises InputError if it was distilled, but not for twice the steps of its first student."""
+        if self.kind == "matched":
+            raise InputError(f"{self.path}: was matched for the ancestral sampler; a student of distill.py can teach")
         if self.kind == "student" and self.sampling.steps != 2 * sampling_steps:
             raise InputError(
                 f"--initial_sampling_steps {sampling_steps}: {self.path} was distilled for {self.sampling.steps} "

@@ -36,13 +36,13 @@ datasets: [] # fill in
 The scheduler belongs to the model: its own betas and clipping, trailing timesteps. With another scheduler, or another
 number of steps, the samples get worse. Images: {size} x {size}, {channels} channel(s).{classes}
 """
-UNCONDITIONAL = """    from diffusers import DDIMPipeline
+UNCONDITIONAL = """    from diffusers import {pipeline}
 
-    images = DDIMPipeline.from_pretrained("FOLDER")(batch_size=16, num_inference_steps={steps}{clipped}).images"""
+    images = {pipeline}.from_pretrained("FOLDER")(batch_size=16, num_inference_steps={steps}{clipped}).images"""
 CONDITIONAL = """    import torch
-    from diffusers import DDIMPipeline
+    from diffusers import {pipeline}
 
-    pipeline = DDIMPipeline.from_pretrained("FOLDER")  # its own call has no classes
+    pipeline = {pipeline}.from_pretrained("FOLDER")  # its own call has no classes
     z, label = torch.randn(16, {channels}, {size}, {size}), torch.arange(16) % {num_classes}
     pipeline.scheduler.set_timesteps({steps})
     with torch.no_grad():
@@ -60,7 +60,7 @@ def require_exportable(checkpoint: Checkpoint) -> int:
             "--to_onnx exports any"
         )
     timesteps = network.num_train_timesteps
-    if checkpoint.kind == "student" and timesteps % steps:
+    if checkpoint.is_student and timesteps % steps:
         raise InputError(
             f"--to_diffusers: {checkpoint.path} takes {steps} steps, which do not divide the {timesteps} timesteps "
             "of its network: diffusers would round them"
@@ -69,8 +69,11 @@ def require_exportable(checkpoint: Checkpoint) -> int:
 
 
 def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
-    """Writes the folder, completely or not at all; a model that takes the guidance scale gets this one built in."""
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+    """Writes the folder, completely or not at all; a model that takes the guidance scale gets this one built in.
+
+    A model of the ancestral sampler becomes a `DDPMPipeline`, with the smallest variance; any other a `DDIMPipeline`.
+    """
+    import diffusers
 
     steps, model = require_exportable(checkpoint), checkpoint.model(torch.device("cpu"))
     network, config = model.network, checkpoint.config
@@ -79,29 +82,35 @@ def write_pipeline(checkpoint: Checkpoint, folder: Path, scale: float) -> None:
     if network.num_classes:
         weights["class_embedding.weight"] = _class_vectors(checkpoint, model, scale)
         settings |= {"class_embed_type": None, "num_class_embeds": len(weights["class_embedding.weight"])}
-    unet = UNet2DModel(**settings)
+    unet = diffusers.UNet2DModel(**settings)
     unet.load_state_dict(weights)
     timesteps = config.network.num_train_timesteps
-    scheduler = DDIMScheduler(
+    sampler = _sampler(checkpoint)
+    scheduler = getattr(diffusers, f"{sampler}Scheduler")(
         num_train_timesteps=timesteps,
         trained_betas=betas_at(model.schedule, timesteps).tolist(),
         prediction_type=next(theirs for theirs, ours in PREDICTIONS.items() if ours == model.prediction),
         timestep_spacing="trailing",
         clip_sample=bool(checkpoint.sampling.clip),
         clip_sample_range=float(checkpoint.sampling.clip or 1),
-        set_alpha_to_one=True,
+        **({"variance_type": "fixed_small"} if sampler == "DDPM" else {"set_alpha_to_one": True}),
     )
     _require_precise(checkpoint.path, scheduler, model, steps)
     folder = folder.absolute()
     temporary = temporary_name(folder)
     try:
-        DDIMPipeline(unet, scheduler).save_pretrained(temporary)
+        getattr(diffusers, f"{sampler}Pipeline")(unet, scheduler).save_pretrained(temporary)
         (temporary / "README.md").write_text(_card(checkpoint, steps, scale, folder.name), encoding="utf-8")
         os.replace(temporary, folder)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sampler(checkpoint: Checkpoint) -> str:
+    """What diffusers calls a checkpoint's sampler."""
+    return "DDPM" if checkpoint.sampling.sampler == "ancestral" else "DDIM"
 
 
 def _require_precise(path: Path, scheduler: Any, model: Diffusion, steps: int) -> None:
@@ -132,11 +141,13 @@ def _class_vectors(checkpoint: Checkpoint, model: Diffusion, scale: float) -> Te
 def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
     """The text of the folder's README.md."""
     data, names = checkpoint.config.data, checkpoint.class_names
-    made_for = f"Samples in {steps} steps" if checkpoint.kind == "student" else "A model that is not distilled"
+    made_for = f"Samples in {steps} steps" if checkpoint.is_student else "A model that is not distilled"
     if checkpoint.guidance:
         made_for += f", with a guidance scale of {scale:g} built in"
     shape = {"size": data.image_size, "channels": data.num_channels, "num_classes": len(names), "steps": steps}
-    shape["clipped"] = ", use_clipped_model_output=True" if checkpoint.sampling.clip else ""
+    shape["pipeline"] = f"{_sampler(checkpoint)}Pipeline"
+    clipped = checkpoint.sampling.clip and _sampler(checkpoint) == "DDIM"  # which keeps the unclipped eps by default
+    shape["clipped"] = ", use_clipped_model_output=True" if clipped else ""
     code = (CONDITIONAL if names else UNCONDITIONAL).format(**shape)
     classes = f" Classes, in order: {', '.join(names)}." if names else ""
     return CARD.format(title=title, made_for=made_for, code=code, classes=classes, **shape)

@@ -34,7 +34,7 @@ def write_onnx(checkpoint: Checkpoint, path: Path) -> None:
     """Writes the file, completely or not at all.
 
     Its inputs are z [B, C, H, W], logsnr [B] and, if the model has them, label [B] (int64) and guidance [B]; its output
-    is v. Its metadata contain, as JSON, `sampling_steps`, `clip`, the list `logsnr` at the beginning of each
+    is v. Its metadata contain, as JSON, `sampling_steps`, `sampler`, `clip`, the list `logsnr` at the beginning of each
     step, `class_names`, the range `guidance`, and the `schedule`. Raises InputError if a library is missing.
     """
     if not (find_spec("onnx") and find_spec("onnxscript")):
@@ -77,6 +77,7 @@ def _metadata(checkpoint: Checkpoint, model: Diffusion) -> dict[str, str]:
         schedule |= {"logsnr_min": settings.logsnr_min, "logsnr_max": settings.logsnr_max}
     content = {
         "sampling_steps": steps,
+        "sampler": checkpoint.sampling.sampler,
         "clip": checkpoint.sampling.clip,
         "logsnr": model.schedule.logsnr(i / steps).tolist(),
         "class_names": checkpoint.class_names,

@@ -172,11 +172,10 @@ class DiffusionSettings(Section):
 
 
 class Optimization(Section):
-    """The settings that training and distillation share."""
+    """The settings that all trainings share."""
 
     batch_size: Count = 128
     accumulation_steps: Count = 1
-    loss_weighting: Literal[*WEIGHTINGS] = "v_mse"
     optimizer: Literal["adam", "muon"] = "adam"
     adam_beta2: Decay = 0.999
     weight_decay: Decay = 0.0
@@ -191,6 +190,7 @@ class Optimization(Section):
 class Training(Optimization):
     """The settings of train.py."""
 
+    loss_weighting: Literal[*WEIGHTINGS] = "v_mse"
     num_training_steps: Count = 10_000
     class_dropout: Decay = 0.1
     learning_rate: PositiveFloat = 2e-4
@@ -223,6 +223,7 @@ class Distillation(Optimization):
     """The settings of distill.py, for each student."""
 
     ema_decay: Decay = 0.998
+    loss_weighting: Literal[*WEIGHTINGS] = "v_mse"
     prediction: Prediction | None = None
     guidance: ScaleRange | None = None
     num_conversion_steps: Count = 5000
@@ -232,8 +233,23 @@ class Distillation(Optimization):
 
     def of_student(self, sampling_steps: int) -> tuple[int, float]:
         """The number of training steps, and the first learning rate, of the student of `sampling_steps` steps."""
-        steps, rates = self.num_training_steps_per_iteration, self.learning_rate
-        return steps.get(sampling_steps, steps["default"]), rates.get(sampling_steps, rates["default"])
+        values = self.num_training_steps_per_iteration, self.learning_rate
+        return tuple(value.get(sampling_steps, value["default"]) for value in values)
+
+
+class Matching(Optimization):
+    """The settings of match.py, for each student."""
+
+    ema_decay: Decay = 0.99
+    num_training_steps: CountByStudent = {"default": 5000}
+    learning_rate: RateByStudent = {"default": 1e-4}
+    auxiliary_learning_rate: RateByStudent = {"default": 2e-4}
+    auxiliary_updates: CountByStudent = {"default": 3}
+
+    def of_student(self, sampling_steps: int) -> dict[str, Any]:
+        """The settings that depend on a student's number of sampling steps, by name."""
+        by_student = {name: value for name, value in dict(self).items() if isinstance(value, dict)}
+        return {name: value.get(sampling_steps, value["default"]) for name, value in by_student.items()}
 
 
 class SamplerOptions(Section):
@@ -279,6 +295,7 @@ class Config(Section):
     diffusion: DiffusionSettings = DiffusionSettings()
     training: Training = Training()
     distillation: Distillation = Distillation()
+    matching: Matching = Matching()
     sampling: Sampling = Sampling()
 
     @property

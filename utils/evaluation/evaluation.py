@@ -51,14 +51,14 @@ class Results:
     def add(self, entry: dict[str, Any]) -> None:
         """Adds an entry, and writes the file."""
         self.entries.append(entry)
-        text = json.dumps({"format_version": 3, "evaluations": self.entries}, indent=1)
+        text = json.dumps({"format_version": 4, "evaluations": self.entries}, indent=1)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
 
 class ResultsFile(Section):
     """The contents of a results.json."""
 
-    format_version: Literal[3]
+    format_version: Literal[4]
     evaluations: list[dict[str, Any]]
 
 

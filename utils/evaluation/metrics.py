@@ -19,6 +19,7 @@ from utils.system.errors import InputError
 from utils.system.seeds import seed_of
 
 INCEPTION_FEATURES = 2048
+NEIGHBOURS = 5
 KID_SUBSET_SIZE = 1000  # as in Binkowski et al. 2018; at most half of the images, so that subsets differ
 
 
@@ -122,4 +123,19 @@ def label_accuracy(_real: Features, samples: Features) -> dict[str, float | None
     return {"right": float((samples.classes == samples.labels).double().mean())}
 
 
-METRICS = [fid, kid, class_distance, label_accuracy]
+def diversity(real: Features, samples: Features) -> dict[str, float]:
+    """Which share of real images is like some sample, by `NEIGHBOURS`, from as many images as samples; 1 is best.
+
+    `recall` (Kynkaanniemi et al. 2019): those nearer to a sample than its k-th nearest sample is. `coverage` (Naeem et
+    al. 2020): those that have a sample nearer than their own k-th nearest real image.
+    """
+    count = min(len(real.features), len(samples.features))
+    reals, drawn = real.features[:count], samples.features[:count]
+    k = min(NEIGHBOURS, count - 1) + 1  # each is its own nearest
+    between = torch.cdist(reals, drawn)
+    recalled = (between < torch.cdist(drawn, drawn).kthvalue(k).values).any(dim=1)
+    covered = between.amin(dim=1) < torch.cdist(reals, reals).kthvalue(k).values
+    return {"recall": float(recalled.double().mean()), "coverage": float(covered.double().mean())}
+
+
+METRICS = [fid, kid, diversity, class_distance, label_accuracy]

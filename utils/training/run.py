@@ -1,7 +1,7 @@
 """A run: the training steps of a stage, and what happens between them (logs, checkpoints, samples, signals)."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
@@ -40,34 +40,53 @@ class Run:
         self.trainers: dict[str, Trainer] = {}  # by name; checkpoints hold the EMA of the one named "model"
         self.step = self._saved_step = state["step"] if state else 0
         self._states = state["trainers"] if state else {}
+        self._recorded: dict[str, Tensor] = {}  # sums since the last line of the log
 
     def teacher(self) -> Diffusion:
         """The model that teaches: that of the stage's parent, for batches of the size of a micro-batch."""
         settings = self.stage.settings
         size = settings.batch_size // (settings.accumulation_steps * distributed.world_size())
-        return self.compute.for_inference(self.stage.parent.model(self.device), size)
+        return self.compute.for_inference((self.stage.teacher or self.stage.parent).model(self.device), size)
 
-    def add_trainer(self, name: str, model: Diffusion) -> Trainer:
-        """Trains a model under a name, from its saved state if there is one. Raises InputError if that does not fit."""
-        stage = self.stage
-        options = {"learning_rate": stage.learning_rate, "seed_of": stage.seed_of}
+    def add_trainer(
+        self, name: str, model: Diffusion, learning_rate: Callable[[int], float] | None = None, updates: int = 1
+    ) -> Trainer:
+        """Trains a model under a name, from its saved state if there is one. Raises InputError if that does not fit.
+
+        The learning rate is the stage's by default; `updates` is the number of updates in each step of the run.
+        """
+        stage, rate = self.stage, learning_rate or self.stage.learning_rate
+        options = {"learning_rate": lambda update: rate(update // updates), "seed_of": stage.seed_of}
+        options["warm_up_ema"] = stage.kind != "matched"
         self.trainers[name] = trainer = Trainer(model, stage.settings, self.compute, **options)
         if self.step:
             try:
-                trainer.load_state_dict(self._states.pop(name, None), self.step)
+                trainer.load_state_dict(self._states.pop(name, None), self.step * updates)
             except ValueError as error:
                 raise damaged(self.folder / STATE_NAME, f"{name}: {error}") from error
         return trainer
 
-    def batch(self, part: slice) -> tuple[Tensor, Tensor | None, Tensor]:
-        """A slice of the current step's global batch: x in [-1, 1], label (or None) and eps.
+    def batch(self, part: slice, number: int | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """A slice of a global batch: x in [-1, 1], label (or None) and eps. `number`: which; the step's by default.
 
         Examples are numbered through the run, and the noise of each depends on its number alone.
         """
-        first = self.step * self.stage.settings.batch_size
-        examples = range(first + part.start, first + part.stop)
+        examples = self._examples(part, number)
         x, label = self.data.batch(examples, order=self.stage.num_sampling_steps or 0)
-        return x, label, normal_noise([self.stage.seed_of("noise", example) for example in examples], x)
+        return x, label, self.noise("noise", x, part, number)
+
+    def noise(self, purpose: str, x: Tensor, part: slice, number: int | None = None) -> Tensor:
+        """Standard normal noise like x, the slice of a global batch."""
+        return normal_noise([self.stage.seed_of(purpose, example) for example in self._examples(part, number)], x)
+
+    def _examples(self, part: slice, number: int | None) -> range:
+        first = (self.step if number is None else number) * self.stage.settings.batch_size
+        return range(first + part.start, first + part.stop)
+
+    def record(self, name: str, values: Tensor) -> None:
+        """Logs a value of each example in a micro-batch, [b]: its mean over the global batch and the steps."""
+        total = values.detach().sum()[None] / self.stage.settings.batch_size
+        self._recorded[name] = self._recorded.get(name, 0) + total
 
     def steps(self) -> Iterator[int]:
         """The numbers of the remaining steps. Seeds PyTorch before each; between them, logs, saves and samples.
@@ -137,12 +156,15 @@ class Run:
         """Logs the means since the last call; returns the loss."""
         count, scalars, losses = self.step - self._interval_step, {}, []
         for name, trainer in self.trainers.items():
-            loss, norm, taken = trainer.take_metrics()
+            loss, norm, skipped = trainer.take_metrics()
             rate = trainer.learning_rate(trainer.step - 1)
-            found = {"loss": loss, "gradient_norm": norm, "skipped_steps": count - taken, "learning_rate": rate}
+            found = {"loss": loss, "gradient_norm": norm, "skipped_steps": skipped, "learning_rate": rate}
             prefix = "" if name == "model" else f"{name}/"
             scalars |= {prefix + key: value for key, value in found.items()}
             losses.append("not finite" if loss is None else f"{loss:.4f}")
+        for name, total in self._recorded.items():
+            scalars[name] = distributed.all_reduce_sum(total)[0] / count
+        self._recorded = {}
         scalars["steps_per_second"] = count / (time.perf_counter() - self._interval_start)
         for logger in self._loggers:
             logger.add_scalars(self.step, scalars)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from utils.checkpoints.checkpoint import build_model
+from utils.checkpoints.checkpoint import Checkpoint, build_model
 from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.data.datasets import load_data
 from utils.data.images import ImageData
@@ -34,10 +34,10 @@ class Session(ExitStack):
         _require_image_for_each_rank(stages[0])
         require_loggers(settings)
         self.device = choose_device(arguments.device)
-        self.is_distillation = stages[0].kind != "teacher"
+        self.is_distillation = stages[0].kind in ("converted", "student")
         if self.is_distillation and not self.restart:
             require_same_stages(folder, stages)
-        passes = PASSES["distillation" if self.is_distillation else "training"]
+        passes = PASSES["training" if stages[0].kind == "teacher" else "distillation"]
         self.passes = passes * settings.batch_size * sum(stage.num_training_steps for stage in stages)
         self._data: ImageData | None = None
         self._compute = None  # of an earlier run: all students compute as the first one did
@@ -80,25 +80,29 @@ class Session(ExitStack):
 
         Prints a note if the images of a teacher from elsewhere, or its saturation margin, differ.
         """
-        data_hash, teacher = data.description.data_hash, stage.parent
+        data_hash = data.description.data_hash
         if state and state["identity"].get("data_hash") != data_hash:
             raise InputError(
                 f"{stage.folder / STATE_NAME}: the images or their classes have changed: a file or a folder was added "
                 f"or removed, or pixels changed; {ELSEWHERE}"
             )
-        if teacher is None:
-            return
+        if stage.parent:
+            self._compare_images(stage, stage.parent, data)
+        if stage.teacher is not None and stage.teacher is not stage.parent:
+            self._compare_images(stage, stage.teacher, data)
+
+    def _compare_images(self, stage: Stage, teacher: Checkpoint, data: ImageData) -> None:
         before, now = (config.data.saturation_margin for config in (teacher.config, self.config))
         if before != now:
             print(f"note: data.saturation_margin is {now:g}, but {teacher.path} was trained with {before:g}: keep it")
-        if not self.is_distillation:
+        if stage.kind == "teacher":
             return
         teacher.require_same_classes(names := data.description.class_names)
         if names and teacher.config.network.num_classes and not teacher.known_class_names:
             listed = first_of([f"{number} is {name}" for number, name in enumerate(names)])
             what = "does not name its classes; they are taken to be those of the data (or of data.class_names)"
             print(f"note: {teacher.path} {what}: {listed}")
-        if teacher.differs_in_images(data_hash):
+        if teacher.differs_in_images(data.description.data_hash):
             if teacher.path.is_relative_to(self.folder):
                 raise InputError(f"{teacher.path}: the images have changed since it was trained on them; {ELSEWHERE}")
             print(f"note: the images differ from those that {teacher.path} was trained on")

@@ -21,6 +21,7 @@ from utils.system.seeds import seed_of
 ELSEWHERE = "another --output_dir starts another run, --restart deletes this one"
 KEEP = f"the same value resumes it, {ELSEWHERE}"
 CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
+FEWEST_ANCESTRAL_STEPS = 8  # from here on the ancestral sampler suits a student, unless it is guided: docs/results.md
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Stage:
     learning_rate: Callable[[int], float]  # at each of these steps
     loss_weighting: str  # one of `WEIGHTINGS`
     ignored: dict[str, Any]  # what `identity` leaves out: it has no effect, or is replaced by values above
-    parent: Checkpoint | None = None  # whose weights it starts from; it also teaches a conversion or a student
+    parent: Checkpoint | None = None  # whose weights it starts from; it also teaches, unless it starts a teacher
+    teacher: Checkpoint | None = None  # of a matched student, which starts from its parent's weights
 
     @property
     def settings(self) -> Optimization:
         """Its section of the configuration."""
-        return self.config.training if self.kind == "teacher" else self.config.distillation
+        sections = {"teacher": self.config.training, "matched": self.config.matching}
+        return sections.get(self.kind, self.config.distillation)
 
     @property
     def final_checkpoint(self) -> Path:
@@ -53,10 +56,11 @@ class Stage:
     @property
     def num_sampling_steps(self) -> int | None:
         """The number of steps that it distills for, None for a teacher and a conversion."""
-        return self.sampling.steps if self.kind == "student" else None
+        return self.sampling.steps if self.kind in ("student", "matched") else None
 
     def seed_of(self, purpose: str, index: int) -> int:
         """The seed of the random numbers for a purpose, at a step or for an example."""
+        purpose = f"matching: {purpose}" if self.kind == "matched" else purpose
         return seed_of(purpose, self.config.seed, self.num_sampling_steps, index=index)
 
     def initial_model(self, device: torch.device) -> Diffusion:
@@ -77,7 +81,10 @@ class Stage:
         """Everything that determines its weights, except the data: a run is resumed only if it is the same."""
         identity = self.config.model_dump(exclude=self.ignored)
         identity |= {"kind": self.kind, "sampling_steps": self.num_sampling_steps}
-        if self.kind != "teacher":
+        if self.kind == "matched":
+            identity["matching"] |= self.settings.of_student(self.sampling.steps)
+            identity["teacher"] = self.teacher.sha256
+        elif self.kind != "teacher":
             identity["distillation"] |= {"learning_rate": self.learning_rate(0), "loss_weighting": self.loss_weighting}
         if self.parent:
             identity |= {"parent": self.parent.sha256, "parent_path": str(self.parent.path)}
@@ -98,7 +105,7 @@ def teacher_stage(config: Config, folder: Path, initial: Checkpoint | None) -> S
         num_training_steps=config.training.num_training_steps,
         learning_rate=config.training.learning_rate_at,
         loss_weighting=config.training.loss_weighting,
-        ignored={"distillation": True, "sampling": True, "training": unused},
+        ignored={"distillation": True, "matching": True, "sampling": True, "training": unused},
         parent=initial,
     )
 
@@ -118,27 +125,54 @@ def distillation_stages(config: Config, folder: Path, teacher: Checkpoint, stude
         prediction=prediction,
         guidance=guidance,
         num_training_steps=settings.num_conversion_steps,
-        learning_rate=_annealed(settings.conversion_learning_rate, settings.num_conversion_steps),
+        learning_rate=annealed(settings.conversion_learning_rate, settings.num_conversion_steps),
         # The teacher's: where its loss had little weight (v near t = 1, if it predicts eps), its output is mere noise.
         loss_weighting=config.training.loss_weighting,
-        ignored={"sampling": True, "training": True, "distillation": own | {"loss_weighting"}},
+        ignored={"sampling": True, "training": True, "matching": True, "distillation": own | {"loss_weighting"}},
     )
     _require_teachable(conversion, teacher)
     stages = [] if (prediction, guidance) == (teacher.prediction, teacher.guidance) else [conversion]
     for iteration, n in enumerate(students, start=1):
         num_training_steps, rate = settings.of_student(n)
+        sampler = "ancestral" if n >= FEWEST_ANCESTRAL_STEPS and not guidance else "ddim"
         stage = replace(
             conversion,
             folder=folder / f"{iteration}_{n}",
             title=f"distilling to {counted(n, 'sampling step')}",
             kind="student",
-            sampling=SamplerSettings(steps=n),
+            sampling=SamplerSettings(steps=n, sampler=sampler),
             num_training_steps=num_training_steps,
-            learning_rate=_annealed(rate, num_training_steps),
+            learning_rate=annealed(rate, num_training_steps),
             loss_weighting=settings.loss_weighting,
         )
         stages.append(stage)
     return stages
+
+
+def matching_stage(config: Config, folder: Path, teacher: Checkpoint, student: Checkpoint, steps: int) -> Stage:
+    """A student of `steps` sampling steps that starts from another's weights, or from its teacher's."""
+    settings = config.matching.of_student(steps)
+    if teacher.is_student:
+        raise InputError(f"{teacher.path}: a student; the teacher to match is its first one, or its conversion")
+    ours, theirs = (f"predicts {each.prediction} with guidance {each.guidance}" for each in (student, teacher))
+    if ours != theirs:
+        hint = "as teacher, give the conversion that the student started from" if student.is_student else ""
+        raise InputError(f"{student.path}: {ours}, but {teacher.path} {theirs}; {hint}")
+    return Stage(
+        folder=folder,
+        title=f"matching with {counted(steps, 'sampling step')}",
+        config=config,
+        kind="matched",
+        sampling=SamplerSettings(steps=steps, sampler="ancestral"),
+        prediction=student.prediction,
+        guidance=student.guidance,
+        num_training_steps=settings["num_training_steps"],
+        learning_rate=annealed(settings["learning_rate"], settings["num_training_steps"]),
+        loss_weighting="v_mse",
+        ignored={"sampling": True, "training": True, "distillation": True, "matching": set(settings)},
+        parent=student,
+        teacher=teacher,
+    )
 
 
 def plan_of(settings: Distillation, students: list[int]) -> str:
@@ -155,8 +189,8 @@ def plan_of(settings: Distillation, students: list[int]) -> str:
     return f"training steps and learning rate by sampling steps: {'; '.join(parts)}"
 
 
-def _annealed(learning_rate: float, num_training_steps: int) -> Callable[[int], float]:
-    """A learning rate that falls linearly to 0 (paper, section 3)."""
+def annealed(learning_rate: float, num_training_steps: int) -> Callable[[int], float]:
+    """A learning rate that falls linearly to 0 (Salimans & Ho 2022, section 3)."""
     return lambda step: learning_rate * (1 - step / num_training_steps)
 
 

@@ -44,9 +44,14 @@ class Trainer:
         *,
         learning_rate: Callable[[int], float],
         seed_of: Callable[[str, int], int],
+        warm_up_ema: bool = True,
     ):
-        """Trains the model in place; `seed_of(purpose, step)` seeds its random numbers, so that no state is saved."""
+        """Trains the model in place; `seed_of(purpose, step)` seeds its random numbers, so that no state is saved.
+
+        The EMA of a short training that starts with good weights needs no warm-up.
+        """
         self.settings, self.compute, self.learning_rate, self.seed_of = settings, compute, learning_rate, seed_of
+        self.warm_up_ema = warm_up_ema
         self.network = compute.for_training(model).network  # the trained one; `model` computes the losses
         self.optimizers = optimizers_of(self.network, settings)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
@@ -58,7 +63,7 @@ class Trainer:
         self.model = replace(model, network=parallel)
         self.step = 0
         self._loss, self.skipped_in_a_row, self.most_skipped_in_a_row = torch.zeros(3, device=compute.device)
-        self._sums = torch.zeros(3, device=compute.device)
+        self._sums, self._updates = torch.zeros(3, device=compute.device), 0
 
     def micro_batches(self) -> Iterator[slice]:
         """This rank's shard of the global batch, in `accumulation_steps` slices of the global batch."""
@@ -97,7 +102,9 @@ class Trainer:
             if not (self.compute.device.type == "mps" and skipped):  # Apple's fused Adam ignores found_inf
                 optimizer.step()
             optimizer.zero_grad()
-        torch._foreach_lerp_(self._averaged, self._current, 1 - ema_decay(self.settings.ema_decay, self.step))
+        decay = self.settings.ema_decay
+        decay = ema_decay(decay, self.step) if self.warm_up_ema else decay
+        torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
 
         # Metrics: the sums of loss and norm over the steps that were not skipped, and their number.
         self._sums += torch.where(skipped > 0, 0, torch.stack([self._loss, norm, 1 - skipped]))
@@ -105,13 +112,15 @@ class Trainer:
         self.skipped_in_a_row = (self.skipped_in_a_row + 1) * skipped
         self.most_skipped_in_a_row = torch.maximum(self.most_skipped_in_a_row, self.skipped_in_a_row)
         self.step += 1
+        self._updates += 1
 
     def take_metrics(self) -> tuple[float | None, float | None, int]:
-        """Mean loss and mean gradient norm of the steps since the last call that were not skipped; their number."""
+        """Mean loss and mean gradient norm of the updates since the last call that were not skipped; how many were."""
         _, norm, taken = self._sums.tolist()
         loss, _, _ = distributed.all_reduce_sum(self._sums)  # each rank has the losses of its shard, and the same norm
         self._sums.zero_()
-        return (loss / taken, norm / taken, int(taken)) if taken else (None, None, 0)
+        skipped, self._updates = self._updates - int(taken), 0
+        return (loss / taken, norm / taken, skipped) if taken else (None, None, skipped)
 
     def state_dict(self) -> dict[str, dict]:
         """Everything needed to resume, except the number of the step."""
