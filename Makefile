@@ -1,7 +1,7 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
 # make match       moment matching: students of 8, 4, 2 and 1 steps as good as their teacher; trains the lesson first
 # make evaluate    FID of the lesson's teacher and students, with a figure; three minutes on two cores
-# make fashion     clothes, with guidance; two to three times as long as the lesson; downloads 30 MB the first time
+# make fashion     clothes, with guidance; half an hour; downloads 30 MB the first time
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
 # make gpu         measures a GPU in nine minutes: docs/gpu.py; CONFIG=configs/... for another lesson
 # make pretrained  replaces the models of pretrained/ and of the page by those of the lesson
@@ -63,7 +63,7 @@ match: $(ALL_MATCHED)
 
 evaluate: $(SHORT_MATCHED)
 	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) \
-		--students $(STUDENTS) $(or $(wildcard $(MATCHED)),$(SHORT)) --student_steps 8 4 2 1
+		--students $(STUDENTS) $(if $(filter 4,$(words $(wildcard $(ALL_MATCHED)))),$(MATCHED),$(SHORT)) --student_steps 8 4 2 1
 
 fashion: $(FASHION_PICTURE)
 	@echo "  $(FASHION_PICTURE)   teacher at 128 steps, at 2 | student of 2 | matched students of 2, of 1"

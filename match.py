@@ -19,6 +19,7 @@ from models.guidance import guided, random_scales, relative_to_scale
 from models.moment_matching import auxiliary_loss, difference, sampled_step, student_loss
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.config.reading import load_config
+from utils.config.schema import MOST_STEPS
 from utils.system import cli
 from utils.system.errors import InputError
 from utils.training.run import Run
@@ -78,11 +79,11 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     teacher = load_checkpoint(arguments.teacher_model_checkpoint)
     student = load_checkpoint(arguments.student_checkpoint) if arguments.student_checkpoint else teacher
-    if student is teacher and not arguments.sampling_steps:
-        raise InputError("--sampling_steps: needed without --student_checkpoint")
+    steps = arguments.sampling_steps or (student.sampling.steps if student.is_student else 0)
+    if not 0 < steps <= MOST_STEPS:
+        raise InputError(f"--sampling_steps: should be from 1 to {MOST_STEPS}; only a student has a number of its own")
     for checkpoint in (teacher, student):
         checkpoint.require_same_model(config, arguments.config_path)
-    steps = arguments.sampling_steps or student.sampling.steps
     folder = Path(arguments.output_dir or Path("output", "matched", Path(arguments.config_path).stem, str(steps)))
     stage = matching_stage(config, folder, teacher, student, steps)
     with Session(arguments, folder, [stage]) as session:

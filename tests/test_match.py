@@ -50,6 +50,7 @@ def test_cut_off_at_any_file_it_ends_as_if_undisturbed(lesson, monkeypatch, caps
     monkeypatch.chdir(lesson)
     assert run_with_cuts(monkeypatch, capsys, *PLAIN, *STUDENT) > 2
     assert call(*PLAIN, *STUDENT, "--output_dir", "whole") == 0
+    assert call(*PLAIN, *STUDENT, "--output_dir", "whole", "--save_and_sample_every_n", 3) == 0  # changes no weights
     for name in ("diffusion-2.pt", "diffusion-4.pt", "training_state.pt"):
         assert_same(contents(Path("output/matched/plain/2", name)), contents(Path("whole", name)))
 
@@ -117,11 +118,13 @@ def test_it_begins_with_the_teacher_or_a_student_and_learns(lesson, monkeypatch)
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (PLAIN, "--sampling_steps: needed without --student_checkpoint"),
+        (PLAIN, "--sampling_steps: should be from 1 to 65536; only a student has"),
         ([*PLAIN[:4], "plain/2_2/diffusion-4.pt", *STUDENT], "a student; the teacher to match is its first one"),
         ([*GUIDED[:6], "teacher/diffusion-6.pt"], "as teacher, give the conversion that the student started from"),
         ([*PLAIN, "--student_checkpoint", "none.pt"], "none.pt: cannot be read"),
         ([*PLAIN, *STUDENT, "--batch_size", 0], "--batch_size"),
+        ([*PLAIN, *STUDENT, "--sampling_steps", 100_000], "--sampling_steps: should be from 1 to 65536"),
+        ([*PLAIN, *STUDENT, "--output_dir", "teacher", "--restart"], "would delete teacher/diffusion-6.pt"),
     ],
 )
 def test_bad_input_gets_one_line_and_nothing_is_written(lesson, monkeypatch, capsys, command, message):

@@ -67,9 +67,10 @@ class Session(ExitStack):
         self.enter_context(locked(self.folder))
         if self.restart:
             earlier = stage_folders(self.folder) if self.is_distillation else [self.folder]
-            if stage.parent and stage.parent.path.resolve().parent in [path.resolve() for path in earlier]:
-                needed = f"{stage.parent.path}, which this run starts from"
-                raise InputError(f"--restart: would delete {needed}; use another --output_dir")
+            for needed in filter(None, (stage.parent, stage.teacher)):
+                if needed.path.resolve().parent in [path.resolve() for path in earlier]:
+                    what = f"{needed.path}, which this run starts from"
+                    raise InputError(f"--restart: would delete {what}; use another --output_dir")
             for path in earlier:
                 delete_run(path)
                 remove_if_empty(path)

@@ -154,10 +154,16 @@ def matching_stage(config: Config, folder: Path, teacher: Checkpoint, student: C
     settings = config.matching.of_student(steps)
     if teacher.is_student:
         raise InputError(f"{teacher.path}: a student; the teacher to match is its first one, or its conversion")
-    ours, theirs = (f"predicts {each.prediction} with guidance {each.guidance}" for each in (student, teacher))
+
+    def describe(checkpoint: Checkpoint) -> str:
+        scales = checkpoint.guidance
+        guidance = "guidance {:g} to {:g}".format(*scales) if scales else "no guidance"
+        return f"predicts {checkpoint.prediction} with {guidance}"
+
+    ours, theirs = describe(student), describe(teacher)
     if ours != theirs:
-        hint = "as teacher, give the conversion that the student started from" if student.is_student else ""
-        raise InputError(f"{student.path}: {ours}, but {teacher.path} {theirs}; {hint}")
+        hint = "; as teacher, give the conversion that the student started from" if student.is_student else ""
+        raise InputError(f"{student.path}: {ours}, but {teacher.path} {theirs}{hint}")
     return Stage(
         folder=folder,
         title=f"matching with {counted(steps, 'sampling step')}",

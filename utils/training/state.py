@@ -30,7 +30,7 @@ WITHOUT_EFFECT = {"compile", "data_hash", "parent_path"}
 WITHOUT_EFFECT |= {f"data.{key}" for key in ("root", "test_root", "background", "most_broken", "class_names")}
 WITHOUT_EFFECT |= {
     f"{section}.{key}"
-    for section in ("training", "distillation")
+    for section in ("training", "distillation", "matching")
     for key in ("accumulation_steps", "save_and_sample_every_n", "checkpoint_every_minutes", "log_every_n", "loggers")
 }
 
