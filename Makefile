@@ -1,5 +1,5 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
-# make match       moment matching: students of 8, 4, 2 and 1 steps as good as their teacher; trains the lesson first
+# make match       moment matching: students of 8, 4, 2 and 1 steps; trains the lesson first
 # make evaluate    FID of the lesson's teacher and students, with a figure; three minutes on two cores
 # make fashion     clothes, with guidance; half an hour; downloads 30 MB the first time
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing

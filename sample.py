@@ -116,8 +116,8 @@ def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
     """The label of a panel; models of the same kind are distinguished by their paths."""
 
     def kind(checkpoint: Checkpoint) -> str:
-        steps = f" student of {checkpoint.sampling.steps}" if checkpoint.is_student else ""
-        return f"{checkpoint.kind}{steps}".removeprefix("student ")
+        name = "matched student" if checkpoint.kind == "matched" else checkpoint.kind
+        return f"{name} of {checkpoint.sampling.steps}" if checkpoint.is_student else name
 
     checkpoint, sampling = panel
     same = {other.path.with_suffix("") for other, _ in panels if kind(other) == kind(checkpoint)}

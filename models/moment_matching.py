@@ -10,7 +10,8 @@ images is the teacher's prediction, so the student is to match
 An auxiliary network learns the mean of both sides, so x_auxiliary - x_teacher is half of their difference, and the
 student moves its x~ against it. Both learn at the same time, from batches of their own (Algorithm 2).
 
-Images are [B, C, H, W]; times and angles [B] in float64, on the CPU, as in models/diffusion.py.
+Images are [B, C, H, W]; times and angles [B] in float64, on the CPU, as in models/diffusion.py. Squares and products of
+images are means over pixels.
 """
 
 from typing import NamedTuple

@@ -93,6 +93,8 @@ def test_the_sampler_of_the_docs_classes_guidance_and_metadata(tmp_path, monkeyp
         student = guided(load_checkpoint("student.pt").model(torch.device("cpu")), scale)
         noise = {"noise": lambda: z} if sampler == "ancestral" else {}
         expected = SAMPLERS[sampler].sample(student, z, 8, label=label, **noise)
+    if sampler == "ddim":
+        assert_alike(draw("student.onnx", z.numpy(), label=label.numpy(), guidance=scale.float().numpy()), expected)
 
     session = onnxruntime.InferenceSession("student.onnx")
     said = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}

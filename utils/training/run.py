@@ -43,7 +43,7 @@ class Run:
         self._recorded: dict[str, Tensor] = {}  # sums since the last line of the log
 
     def teacher(self) -> Diffusion:
-        """The model that teaches: that of the stage's parent, for batches of the size of a micro-batch."""
+        """The model that teaches: the stage's teacher, or else its parent, for batches of the size of a micro-batch."""
         settings = self.stage.settings
         size = settings.batch_size // (settings.accumulation_steps * distributed.world_size())
         return self.compute.for_inference((self.stage.teacher or self.stage.parent).model(self.device), size)
