@@ -19,12 +19,13 @@ from models.guidance import guided, random_scales, relative_to_scale
 from models.moment_matching import auxiliary_loss, difference, sampled_step, student_loss
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.config.reading import load_config
-from utils.config.schema import MOST_STEPS
 from utils.system import cli
 from utils.system.errors import InputError
 from utils.training.run import Run
 from utils.training.session import Session
 from utils.training.stage import annealed, matching_stage
+
+MOST_STEPS = 500  # with many more, the last step would start below the smallest time that the teacher knows
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,10 +54,10 @@ def match(run: Run) -> None:
     student = run.add_trainer("model", stage.initial_model(run.device))
     auxiliary = run.add_trainer("auxiliary", stage.teacher.model(run.device), rate, updates)
     for step in run.steps():  # between steps: logs, saves, and stops if interrupted
-        for update in range(updates + 1):
+        draws = [(stratified(batch_size), random_scales(stage.guidance, batch_size)) for _ in range(updates + 1)]
+        for update, (s, scale) in enumerate(draws):
             trained = auxiliary if update < updates else student
             number = step * (updates + 1) + update  # of the batch: each update has its own
-            s, scale = stratified(batch_size), random_scales(stage.guidance, batch_size)
             for part in trained.micro_batches():
                 x, label, eps = run.batch(part, number)
                 noise, scale_part = run.noise("noise of z_s", x, part, number), None if scale is None else scale[part]

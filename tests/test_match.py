@@ -118,12 +118,12 @@ def test_it_begins_with_the_teacher_or_a_student_and_learns(lesson, monkeypatch)
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (PLAIN, "--sampling_steps: should be from 1 to 65536; only a student has"),
+        (PLAIN, "--sampling_steps: should be from 1 to 500; only a student has"),
         ([*PLAIN[:4], "plain/2_2/diffusion-4.pt", *STUDENT], "a student; the teacher to match is its first one"),
         ([*GUIDED[:6], "teacher/diffusion-6.pt"], "as teacher, give the conversion that the student started from"),
         ([*PLAIN, "--student_checkpoint", "none.pt"], "none.pt: cannot be read"),
         ([*PLAIN, *STUDENT, "--batch_size", 0], "--batch_size"),
-        ([*PLAIN, *STUDENT, "--sampling_steps", 100_000], "--sampling_steps: should be from 1 to 65536"),
+        ([*PLAIN, *STUDENT, "--sampling_steps", 501], "--sampling_steps: should be from 1 to 500"),
         ([*PLAIN, *STUDENT, "--output_dir", "teacher", "--restart"], "would delete teacher/diffusion-6.pt"),
     ],
 )

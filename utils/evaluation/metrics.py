@@ -124,13 +124,18 @@ def label_accuracy(_real: Features, samples: Features) -> dict[str, float | None
 
 
 def diversity(real: Features, samples: Features) -> dict[str, float]:
-    """Which share of real images is like some sample, by `NEIGHBOURS`, from as many images as samples; 1 is best.
+    """Which share of real images is like some sample, by `NEIGHBOURS`, with as many of each; 1 is best.
 
     `recall` (Kynkaanniemi et al. 2019): those nearer to a sample than its k-th nearest sample is. `coverage` (Naeem et
     al. 2020): those that have a sample nearer than their own k-th nearest real image.
     """
     count = min(len(real.features), len(samples.features))
-    reals, drawn = real.features[:count], samples.features[:count]
+    generator = torch.Generator().manual_seed(seed_of("diversity"))
+
+    def some(features: Tensor) -> Tensor:  # not the first ones: the images of a folder are in order of class
+        return features[torch.randperm(len(features), generator=generator)[:count]]
+
+    reals, drawn = some(real.features), some(samples.features)
     k = min(NEIGHBOURS, count - 1) + 1  # each is its own nearest
     between = torch.cdist(reals, drawn)
     recalled = (between < torch.cdist(drawn, drawn).kthvalue(k).values).any(dim=1)
