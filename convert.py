@@ -100,6 +100,8 @@ def export(checkpoint: Checkpoint, arguments: argparse.Namespace) -> Path:
     require_free(path, suffix)
     prepare_folder(path.parent)
     write()
+    if checkpoint.sampling.sampler == "ancestral" and checkpoint.sampling.variance_fraction and suffix != SAFETENSORS:
+        print(f"note: its sampling.variance is {checkpoint.sampling.variance}; the written model is sampled with small")
     return path
 
 

@@ -77,11 +77,13 @@ def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
     The folders of distill.py hold students in folders such as 7_8/, those of match.py in folders such as 8/.
     """
     students = []
-    for folder in arguments.students or ():
+    for folder in dict.fromkeys(arguments.students or ()):
         runs = [path for path in find_files(folder, "*") if re.fullmatch(r"(\d+_)?\d+", path.name)]
         found = [load_checkpoint(path) for path in map(latest_checkpoint, runs) if path]
         if not found:
-            raise InputError(f"--students {folder}: no students there, such as 7_8/diffusion-360.pt")
+            raise InputError(
+                f"--students {folder}: no students there, such as 7_8/diffusion-360.pt or 8/diffusion-300.pt"
+            )
         students += found
     wanted = set(arguments.student_steps or (student.sampling.steps for student in students))
     if missing := sorted(wanted - {student.sampling.steps for student in students}):

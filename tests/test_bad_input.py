@@ -213,7 +213,7 @@ def test_bad_input_in_a_process_of_its_own(finished):
 def test_a_learning_rate_too_steep(finished, monkeypatch, capsys):
     monkeypatch.chdir(finished)
     assert call("train.py", "--config_path", "steep.yaml") == 2
-    assert "output/steep: the loss was not finite in 10 steps in a row" in capsys.readouterr().err.splitlines()[-1]
+    assert "output/steep: the loss was not finite in 10 updates in a row" in capsys.readouterr().err.splitlines()[-1]
     assert not list(Path("output/steep").glob("*.pt"))
 
 

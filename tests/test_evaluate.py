@@ -198,6 +198,20 @@ def test_every_student_is_a_row_whatever_its_number_of_steps(lesson, monkeypatch
     assert "student, ddim, 6 steps" not in table and "student, ddim, 3 steps" in table
 
 
+def test_matched_students_are_rows_of_their_own_sampler(lesson, monkeypatch, capsys):
+    monkeypatch.chdir(lesson)
+    monkeypatch.setattr("utils.evaluation.evaluation.NUM_COMPARED", 1)
+    flags = ["--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--sampling_steps", 2]
+    assert call("match.py", "--config_path", "tiny.yaml", *flags) == 0
+    capsys.readouterr()
+    flags = ["--students", "output/distilled/tiny", "output/matched/tiny", "output/matched/tiny", "--student_steps", 2]
+    flags += ["--sampling_steps", 2, "--samplers", "ddim", "--num_samples", 20, "--output_dir", "of_matched"]
+    assert call(*COMMAND, *flags) == 0
+    table = capsys.readouterr().out.split("ratio", 1)[1]
+    students = [line.split("  ")[0] for line in table.splitlines() if line.startswith(("student", "matched"))]
+    assert students == ["student, ddim, 2 steps", "matched, ancestral, 2 steps"]
+
+
 def test_a_teacher_that_is_a_student_is_drawn_at_its_own_number_and_every_scale_has_rows(lesson, monkeypatch):
     from evaluate import candidates_of
 

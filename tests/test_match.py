@@ -9,10 +9,12 @@ from conftest import ROOT, TINY, call, finish, run_in_processes
 from test_scripts import assert_same, contents, run_with_cuts
 from torchvision.datasets import MNIST
 
+import sample
 from models.guidance import guided
 from models.samplers import ancestral
-from utils.checkpoints.checkpoint import load_checkpoint
+from utils.checkpoints.checkpoint import Metadata, load_checkpoint, save_checkpoint
 from utils.checkpoints.sampling import draw_samples
+from utils.config.schema import SamplerSettings
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,33 @@ def test_it_begins_with_the_teacher_or_a_student_and_learns(lesson, monkeypatch)
             assert after.sampling.steps == (4 if "teacher" in begin else 2)
             changes.append(max((after.weights[name] - weight).abs().max() for name, weight in first.items()))
         assert changes[0] < 1e-8 < 1e-5 < changes[1]
+
+
+def test_another_teacher_or_other_updates_are_another_run(lesson, monkeypatch, capsys):
+    monkeypatch.chdir(lesson)
+    run = [*PLAIN[:3], "--student_checkpoint", STUDENT[1], "--output_dir", "run", "--teacher_model_checkpoint"]
+    assert call(*run, "teacher/diffusion-6.pt") == 0
+    assert call(*run, "teacher/diffusion-4.pt") == 2
+    assert "it matches teacher/diffusion-6.pt, not teacher/diffusion-4.pt" in capsys.readouterr().err
+    text = Path("plain.yaml").read_text()
+    Path("once.yaml").write_text(text.replace("matching: {", "matching: {auxiliary_updates: {default: 3, 2: 1}, "))
+    assert call(*run[:2], "once.yaml", *run[3:], "teacher/diffusion-6.pt") == 2
+    assert "matching.auxiliary_updates is 3, not 1" in capsys.readouterr().err
+
+
+def test_progressive_students_are_compared_by_ddim_and_others_by_their_own_sampler(lesson, monkeypatch):
+    monkeypatch.chdir(lesson)
+    teacher = load_checkpoint("teacher/diffusion-6.pt")
+    own = SamplerSettings(steps=8, sampler="ancestral")
+    for kind in ("student", "matched"):
+        metadata = Metadata(config=teacher.config, step=1, sampling=own, kind=kind, prediction="v")
+        save_checkpoint(Path(f"{kind}_of_8.pt"), metadata, teacher.weights)
+    compared = [teacher.path, "student_of_8.pt", "matched_of_8.pt"]
+    monkeypatch.setattr("sys.argv", ["sample.py", "--compare", *map(str, compared)])
+    panels = sample.choose_panels(sample.parse_arguments())
+    assert [sampling.sampler for _, sampling in panels] == ["ddim", "ddim", "ancestral"]
+    monkeypatch.setattr("sys.argv", ["sample.py", "--checkpoint", "student_of_8.pt"])
+    assert sample.choose_panels(sample.parse_arguments())[0][1].sampler == "ancestral"
 
 
 @pytest.mark.parametrize(

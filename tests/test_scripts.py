@@ -236,7 +236,7 @@ def test_weights_to_begin_with(folder_lesson, tmp_path, monkeypatch, capsys):
     assert_same(first, second)
     capsys.readouterr()
     assert call("train.py", *config, "--output_dir", "second") == 2
-    assert "it started from output/tiny/diffusion-6.pt, and this command from random weights" in capsys.readouterr().err
+    assert "it started from output/tiny/diffusion-6.pt, not random weights" in capsys.readouterr().err
     own = ["--load_model_weights_from_checkpoint", "second/diffusion-6.pt", "--output_dir", "second"]
     assert call("train.py", *config, *own, "--restart") == 2
     assert "--restart: would delete second/diffusion-6.pt, which this run starts from" in capsys.readouterr().err

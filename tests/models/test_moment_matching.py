@@ -67,6 +67,14 @@ def test_the_auxiliary_learns_the_mean_of_both_sides(num_steps, position):
         assert abs(gradient.item()) < 0.02 / phi.sin().item() ** 2
 
 
+@pytest.mark.parametrize(("position", "s", "t"), [(1e-6, 0.01, 0.5), (0.4, 0.4, 0.5), (0.5, 0.5, 0.5), (0.6, 0.6, 1)])
+def test_a_step_starts_at_a_time_of_the_student_and_ends_no_lower_than_a_network_knows(position, s, t):
+    asked = []
+    student = Linear(torch.zeros_like, torch.ones_like, smallest_time=0.01)  # the first of 100 timesteps
+    student.v = lambda z, times, label: asked.append(times) or z
+    assert draw(student, position, 2).s.unique() == s and torch.cat(asked).unique() == t
+
+
 @pytest.mark.parametrize(("spread", "direction"), [(0.4, -1), (SPREAD, 0), (0.6, 1)])
 def test_a_one_step_student_settles_where_its_samples_have_the_spread_of_the_data(spread, direction):
     """x~ = MEAN + spread z_1: too narrow, its loss falls as it gets wider; at the fixed point it does not change."""

@@ -56,7 +56,7 @@ def test_two_networks_are_saved_logged_and_resumed_like_one(tmp_path):
 def test_ten_skipped_steps_in_a_row_stop_the_run_and_the_last_checkpoint_stands(tmp_path):
     run = make_run(tmp_path)
     trainer = run.trainers["model"]
-    with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row"):
+    with pytest.raises(InputError, match="the loss was not finite in 10 updates in a row"):
         for step in run.steps():
             step_down(trainer, (trainer.network.weight - 1).square() * (math.nan if 13 <= step < 23 else 1))
     state = read_state(make_stage(tmp_path))
@@ -65,7 +65,7 @@ def test_ten_skipped_steps_in_a_row_stop_the_run_and_the_last_checkpoint_stands(
 
 def test_skipped_steps_stop_a_run_that_is_hardly_ever_logged(tmp_path):
     run, taken = make_run(tmp_path, log_every_n=1000, save_and_sample_every_n=1000), []
-    with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row, up to step 20 or before"):
+    with pytest.raises(InputError, match="the loss was not finite in 10 updates in a row, up to step 20 or before"):
         for step in run.steps():
             taken.append(step)
             step_down(run.trainers["model"], run.trainers["model"].network.weight * (math.nan if step >= 4 else 1))
@@ -132,7 +132,7 @@ def test_told_to_stop_while_it_draws_it_does_not_finish_the_drawing(tmp_path, mo
 def test_skipped_steps_at_the_end_stop_a_run_of_any_length(tmp_path):
     run = make_run(tmp_path, num_steps=19, log_every_n=1000, save_and_sample_every_n=1000)
     trainer = run.trainers["model"]
-    with pytest.raises(InputError, match="the loss was not finite in 10 steps in a row"):
+    with pytest.raises(InputError, match="the loss was not finite in 10 updates in a row"):
         for step in run.steps():
             step_down(trainer, (trainer.network.weight - 1).square() * (math.nan if step >= 5 else 1))
     assert not list(tmp_path.glob("diffusion-*.pt"))

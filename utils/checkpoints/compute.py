@@ -24,8 +24,9 @@ WORTH_COMPILING_PER_CPU_THREAD = 1e14
 WORTH_COMPILING_ON_A_GPU = 1e16  # an estimate; not measured
 WORTH_ROUNDING = 1.5  # the least ratio of matrix rates, bfloat16 to float32, for `auto`; many processors have 4, or 1/2
 
-# Forward passes that one image costs in a step, by section of the configuration; a backward pass costs two.
-PASSES = {"training": 3, "distillation": 5, "sampling": 1}
+# Forward passes that one image costs in a step, by section of the configuration; a backward pass costs two. (Matching:
+# three updates of the auxiliary network and one of the student, five passes each.)
+PASSES = {"training": 3, "distillation": 5, "matching": 20, "sampling": 1}
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -186,6 +186,11 @@ class Optimization(Section):
     log_every_n: Count = 50
     loggers: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=10)] = []
 
+    @property
+    def section(self) -> str:
+        """Its name in the configuration."""
+        return type(self).__name__.lower()
+
 
 class Training(Optimization):
     """The settings of train.py."""

@@ -1,5 +1,6 @@
 """A run: the training steps of a stage, and what happens between them (logs, checkpoints, samples, signals)."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -141,12 +142,13 @@ class Run:
 
     def _require_finite(self) -> None:
         """Raises InputError if too many steps were skipped."""
-        for trainer in self.trainers.values():
+        for name, trainer in self.trainers.items():
             if trainer.most_skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+                rate = "learning_rate" if name == "model" else f"{name}_learning_rate"
                 raise InputError(
-                    f"{self.folder}: the loss was not finite in {MOST_SKIPPED_IN_A_ROW} steps in a row, up to step "
+                    f"{self.folder}: the loss was not finite in {MOST_SKIPPED_IN_A_ROW} updates in a row, up to step "
                     f"{self.step} or before: stopped; the last checkpoint is unchanged. Try --restart with a smaller "
-                    f"learning_rate (it was {trainer.learning_rate(trainer.step - 1):g})"
+                    f"{rate} (it was {trainer.learning_rate(trainer.step - 1):g})"
                 )
 
     def _start_interval(self) -> None:
@@ -163,7 +165,8 @@ class Run:
             scalars |= {prefix + key: value for key, value in found.items()}
             losses.append("not finite" if loss is None else f"{loss:.4f}")
         for name, total in self._recorded.items():
-            scalars[name] = distributed.all_reduce_sum(total)[0] / count
+            mean = distributed.all_reduce_sum(total)[0] / count
+            scalars[name] = mean if math.isfinite(mean) else None
         self._recorded = {}
         scalars["steps_per_second"] = count / (time.perf_counter() - self._interval_start)
         for logger in self._loggers:

@@ -37,8 +37,7 @@ class Session(ExitStack):
         self.is_distillation = stages[0].kind in ("converted", "student")
         if self.is_distillation and not self.restart:
             require_same_stages(folder, stages)
-        passes = PASSES["training" if stages[0].kind == "teacher" else "distillation"]
-        self.passes = passes * settings.batch_size * sum(stage.num_training_steps for stage in stages)
+        self.passes = PASSES[settings.section] * settings.batch_size * sum(stage.num_training_steps for stage in stages)
         self._data: ImageData | None = None
         self._compute = None  # of an earlier run: all students compute as the first one did
 
@@ -111,9 +110,9 @@ class Session(ExitStack):
 
 def _require_image_for_each_rank(stage: Stage) -> None:
     settings, world_size = stage.settings, distributed.world_size()
-    needed, section = world_size * settings.accumulation_steps, type(settings).__name__.lower()
+    needed = world_size * settings.accumulation_steps
     if settings.batch_size < needed:
         raise InputError(
-            f"{section}.batch_size: {settings.batch_size} is less than {needed}, one image for each of {world_size} "
-            f"processes in each of {settings.accumulation_steps} accumulation_steps"
+            f"{settings.section}.batch_size: {settings.batch_size} is less than {needed}, one image for each of "
+            f"{world_size} processes in each of {settings.accumulation_steps} accumulation_steps"
         )

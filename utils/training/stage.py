@@ -83,7 +83,7 @@ class Stage:
         identity |= {"kind": self.kind, "sampling_steps": self.num_sampling_steps}
         if self.kind == "matched":
             identity["matching"] |= self.settings.of_student(self.sampling.steps)
-            identity["teacher"] = self.teacher.sha256
+            identity |= {"teacher": self.teacher.sha256, "teacher_path": str(self.teacher.path)}
         elif self.kind != "teacher":
             identity["distillation"] |= {"learning_rate": self.learning_rate(0), "loss_weighting": self.loss_weighting}
         if self.parent:

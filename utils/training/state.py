@@ -25,8 +25,8 @@ STATE_NAME, FORMAT_VERSION = "training_state.pt", 7
 RUN_FILES = (STATE_NAME, "diffusion-*.pt", "sample-*.png", LOG_NAME)
 TEMPORARY_FILES = tuple(f".{name}.????????.tmp" for name in RUN_FILES)  # that a kill may leave
 
-# Keys that do not change the weights: a run is resumed even if they differ. The path only appears in a message.
-WITHOUT_EFFECT = {"compile", "data_hash", "parent_path"}
+# Keys that do not change the weights: a run is resumed even if they differ. Paths only appear in messages.
+WITHOUT_EFFECT = {"compile", "data_hash", "parent_path", "teacher_path"}
 WITHOUT_EFFECT |= {f"data.{key}" for key in ("root", "test_root", "background", "most_broken", "class_names")}
 WITHOUT_EFFECT |= {
     f"{section}.{key}"
@@ -102,13 +102,12 @@ def delete_run(folder: Path) -> None:
 
 
 def _require_same_run(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    first, second = (str(each.get("parent_path", "random weights"))[:200] for each in (before, now))
+    for name, verb in (("parent", "started from"), ("teacher", "matches")):
+        if before.get(name) != now.get(name):
+            first, second = (str(each.get(f"{name}_path", "random weights"))[:200] for each in (before, now))
+            what = f"{first} has changed since" if first == second else f"it {verb} {first}, not {second}"
+            raise InputError(f"{path}: belongs to another run: {what}; {ELSEWHERE}")
     before, now = ({key: value for key, value in flatten(each) if key not in WITHOUT_EFFECT} for each in (before, now))
-    if before.get("parent") != now.get("parent"):
-        what = f"it started from {first}, and this command from {second}"
-        if first == second:
-            what = f"{first} has changed since the run started from it"
-        raise InputError(f"{path}: belongs to another run: {what}; {ELSEWHERE}")
     for difference in differences(before, now):
         raise InputError(f"{path}: belongs to another run: {difference}; {KEEP}")
 
