@@ -1,12 +1,13 @@
-"""Moment matching: Algorithm 2 of Salimans et al. 2024 (https://arxiv.org/abs/2406.04103), for the last few steps.
+"""Moment matching: Algorithm 2 of Salimans et al. 2024 (https://arxiv.org/abs/2406.04103), for students of few steps.
 
     python match.py --config_path configs/ddpm_32x32_v_continuous_small.yaml \\
       --teacher_model_checkpoint output/ddpm_32x32_v_continuous_small/diffusion-3600.pt \\
       --student_checkpoint output/distilled/ddpm_32x32_v_continuous_small/9_2/diffusion-220.pt
 
 A student of progressive distillation imitates single samples of its teacher. Here it is trained further, for the
-ancestral sampler: at every noise level, the mean of its predictions should be the teacher's. The same command resumes
-an interrupted run.
+ancestral sampler: among its predictions that lead to the same noisier image, the mean should be what the teacher
+predicts from that image. If distill.py made 0_conversion/, its checkpoint is the teacher to match. The same command
+resumes an interrupted run.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from models.moment_matching import auxiliary_loss, difference, sampled_step, stu
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.config.reading import load_config
 from utils.system import cli
-from utils.system.errors import InputError
+from utils.system.errors import InputError, counted
 from utils.training.run import Run
 from utils.training.session import Session
 from utils.training.stage import annealed, matching_stage
@@ -32,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line; flags that override the configuration are None if they are not given."""
     parser = cli.Parser(description=__doc__)
     parser.add_run_arguments("matching", output_dir="output/matched/<name of the config>/<steps>")
-    help = "the diffusion-<step>.pt whose moments are matched: a teacher, or its conversion; required"
+    help = "the diffusion-<step>.pt to match: of distill.py's 0_conversion/, if there is one, or of train.py; required"
     parser.add_argument("--teacher_model_checkpoint", required=True, metavar="CHECKPOINT", help=help)
     help = "the student of distill.py to start from (default: the teacher itself)"
     parser.add_argument("--student_checkpoint", metavar="CHECKPOINT", help=help)
@@ -55,7 +56,7 @@ def match(run: Run) -> None:
     auxiliary = run.add_trainer("auxiliary", stage.teacher.model(run.device), rate, updates)
     for step in run.steps():  # between steps: logs, saves, and stops if interrupted
         draws = [(stratified(batch_size), random_scales(stage.guidance, batch_size)) for _ in range(updates + 1)]
-        for update, (s, scale) in enumerate(draws):
+        for update, (u, scale) in enumerate(draws):
             trained = auxiliary if update < updates else student
             number = step * (updates + 1) + update  # of the batch: each update has its own
             for part in trained.micro_batches():
@@ -63,7 +64,7 @@ def match(run: Run) -> None:
                 noise, scale_part = run.noise("noise of z_s", x, part, number), None if scale is None else scale[part]
                 models = [guided(model, scale_part) for model in (student.model, auxiliary.model, teacher)]
                 with torch.set_grad_enabled(trained is student):
-                    sampled = sampled_step(models[0], x, eps, noise, s[part], n, label)
+                    sampled = sampled_step(models[0], x, eps, noise, u[part], n, label)
                 if trained is auxiliary:
                     loss = auxiliary_loss(*models[1:], sampled, label)
                 else:
@@ -80,9 +81,11 @@ def main() -> None:
     config = load_config(arguments.config_path, cli.overrides(arguments))
     teacher = load_checkpoint(arguments.teacher_model_checkpoint)
     student = load_checkpoint(arguments.student_checkpoint) if arguments.student_checkpoint else teacher
-    steps = arguments.sampling_steps or (student.sampling.steps if student.is_student else 0)
-    if not 0 < steps <= MOST_STEPS:
-        raise InputError(f"--sampling_steps: should be from 1 to {MOST_STEPS}; only a student has a number of its own")
+    steps = arguments.sampling_steps or (student.sampling.steps if student.is_student else None)
+    if steps is None:
+        raise InputError("--sampling_steps: missing; needed where the student starts as its teacher")
+    if steps > MOST_STEPS:
+        raise InputError(f"{counted(steps, 'sampling step')}: should be at most {MOST_STEPS}")
     for checkpoint in (teacher, student):
         checkpoint.require_same_model(config, arguments.config_path)
     folder = Path(arguments.output_dir or Path("output", "matched", Path(arguments.config_path).stem, str(steps)))

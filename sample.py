@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--num_samples", "number of samples", 64)
     parser.add_count("--batch_size", "samples drawn at once (default: the checkpoint's sampling.batch_size)")
     parser.add_count("--sampling_steps", "sampling steps (default: what the checkpoint was distilled for, or 1024)")
-    parser.add_argument("--sampler", choices=list(SAMPLERS), help="the sampler (default: the checkpoint's)")
+    parser.add_argument("--sampler", choices=list(SAMPLERS), help="the sampler (default: see docs/running.md)")
     help = "clip x to [-1, 1] in each step (default: as the checkpoint says; a student is not clipped)"
     parser.add_argument("--clip", action=argparse.BooleanOptionalAction, help=help)
     help = "names or numbers of the classes to sample, in turn (default: all)"

@@ -1,14 +1,14 @@
-"""Moment matching: students as good as their teacher in few steps (Salimans, Mensink, Heek & Hoogeboom 2024).
+"""Moment matching: students about as good as their teacher in few steps (Salimans, Mensink, Heek & Hoogeboom 2024).
 
 The paper, "Multistep Distillation of Diffusion Models via Moment Matching" (https://arxiv.org/abs/2406.04103), samples
 a student of N steps by the ancestral sampler: at z_t it predicts x~ = cos(phi_t) z_t - sin(phi_t) v, and the next z_s
-is drawn from q(z_s | z_t, x~). Seen from such a z_s, images and predictions should have the same mean. That of the
-images is the teacher's prediction, so the student is to match
+is drawn from q(z_s | z_t, x~). Many predictions can lead to the same z_s, and so can many images. The mean of these
+images is the teacher's prediction, and the mean of the student's predictions should be the same:
 
     E[x~ | z_s] = x_teacher(z_s)
 
-An auxiliary network learns the mean of both sides, so x_auxiliary - x_teacher is half of their difference, and the
-student moves its x~ against it. Both learn at the same time, from batches of their own (Algorithm 2).
+An auxiliary network learns the average of the two sides, so x_auxiliary - x_teacher is half of their difference, and
+the student moves its x~ against it. Both learn at the same time, from batches of their own (Algorithm 2).
 
 Images are [B, C, H, W]; times and angles [B] in float64, on the CPU, as in models/diffusion.py. Squares and products of
 images are means over pixels.
@@ -24,7 +24,7 @@ from models.samplers import posterior
 
 
 class Step(NamedTuple):
-    """A student's step from z_t to z_s, or only a part of it: (i - 1)/N < s <= t = i/N."""
+    """A student's step from z_t to z_s, or only a part of it: (i - 1)/N <= s <= t = i/N."""
 
     x: Tensor  # the student's prediction x~ at z_t
     z: Tensor  # z_s, drawn from q(z_s | z_t, x~), without gradient
@@ -36,17 +36,20 @@ def sampled_step(
     x: Tensor,
     eps: Tensor,
     noise: Tensor,
-    s: Tensor,
+    u: Tensor,
     num_steps: int,
     label: Tensor | None = None,
 ) -> Step:
-    """The student's step from the images x [B, C, H, W], noised with eps, to the times s [B] in (0, 1).
+    """The student's step from the images x [B, C, H, W], noised with eps, for random u [B] in (0, 1).
 
-    It starts at t = i/N, the smallest of the student's times that is at least s. `noise` is that of z_s.
+    It is the step of number i = ceil(u N), from t = i/N to a time s that u determines, too: for uniform u, the angle of
+    s is uniform in the step. `noise` is that of z_s.
     """
-    s = s.clamp(min=student.smallest_time)  # at 0, x does not determine v
-    t = torch.ceil(s * num_steps) / num_steps
-    phi, schedule = student.schedule.angle(t), student.schedule
+    schedule, i = student.schedule, torch.ceil(u.clamp(min=student.smallest_time) * num_steps)
+    t = i / num_steps
+    phi, end = schedule.angle(t), schedule.angle((i - 1) / num_steps)
+    phi_s = phi - (i - u * num_steps) * (phi - end)
+    s = schedule.time(-2 * phi_s.tan().log()).clamp(min=student.smallest_time)  # at 0, x does not determine v
     z_t = add_noise(x, eps, phi)
     predicted = rotate(z_t, student.v(z_t, t, label), phi)
     mean, log_variance = posterior(z_t, predicted.detach(), schedule.logsnr(s), schedule.logsnr(t), 0.0)
@@ -80,7 +83,7 @@ def difference(auxiliary: Diffusion, teacher: Diffusion, step: Step, label: Tens
 def student_loss(step: Step, difference: Tensor, phi: Tensor) -> Tensor:
     """w(s) x~ . (x_auxiliary(z_s) - x_teacher(z_s)) for each image, [B]; `phi` is the angle of s.
 
-    w = 1 / sin(phi_s). With 1 / sin^2 the steps near s = 0 dominate; with 1, a student of one step learns too little
-    about details (docs/experiments.md).
+    w = 1 / sin(phi_s), as docs/method.md derives. With 1 / sin^2 the times near 0 dominate; with 1, the student's
+    samples vary too little (docs/experiments.md).
     """
     return (step.x * difference / per_image(phi.sin(), step.x)).mean(dim=(1, 2, 3))

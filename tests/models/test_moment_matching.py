@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.diffusion import per_image
 from models.moment_matching import Step, auxiliary_loss, difference, sampled_step, student_loss
-from models.noise_schedule import CosineSchedule, NoiseSchedule
+from models.noise_schedule import CosineSchedule, LinearSchedule, NoiseSchedule
 
 MEAN, SPREAD, COUNT = 0.3, 0.5, 400_000
 SCHEDULE = CosineSchedule(-20.0, 20.0)
@@ -72,7 +72,18 @@ def test_a_step_starts_at_a_time_of_the_student_and_ends_no_lower_than_a_network
     asked = []
     student = Linear(torch.zeros_like, torch.ones_like, smallest_time=0.01)  # the first of 100 timesteps
     student.v = lambda z, times, label: asked.append(times) or z
-    assert draw(student, position, 2).s.unique() == s and torch.cat(asked).unique() == t
+    torch.testing.assert_close(draw(student, position, 2).s.unique(), torch.tensor([s], dtype=torch.float64))
+    assert torch.cat(asked).unique() == t
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(-10.0, 10.0), CosineSchedule(-20.0, 20.0)])
+def test_the_angles_are_uniform_in_a_step_whatever_the_schedule(schedule):
+    u = torch.linspace(0.5, 1, 12, dtype=torch.float64)[1:]
+    student = Linear(torch.zeros_like, torch.ones_like, schedule)
+    images = torch.zeros(3, len(u), 1, 1, 1).double()
+    angles = schedule.angle(sampled_step(student, *images, u, 2).s)
+    begin, end = schedule.angle(torch.tensor([0.5, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(angles, begin + (end - begin) * (2 * u - 1))
 
 
 @pytest.mark.parametrize(("spread", "direction"), [(0.4, -1), (SPREAD, 0), (0.6, 1)])

@@ -14,7 +14,7 @@ from models.diffusion import Diffusion
 from models.noise_schedule import betas_at
 from utils.checkpoints.checkpoint import Checkpoint
 from utils.checkpoints.from_diffusers import PREDICTIONS
-from utils.system.errors import InputError
+from utils.system.errors import InputError, counted
 from utils.system.files import temporary_name
 
 MOST_ROUNDING = 1e-3  # of the noise angle
@@ -29,13 +29,17 @@ datasets: [] # fill in
 
 # {title}
 
-{made_for} (progressive distillation, [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)).
+{made_for}.
 
 {code}
 
 The scheduler belongs to the model: its own betas and clipping, trailing timesteps. With another scheduler, or another
 number of steps, the samples get worse. Images: {size} x {size}, {channels} channel(s).{classes}
 """
+METHODS = {
+    "matched": "moment matching, [Salimans et al. 2024](https://arxiv.org/abs/2406.04103)",
+    "student": "progressive distillation, [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)",
+}
 UNCONDITIONAL = """    from diffusers import {pipeline}
 
     images = {pipeline}.from_pretrained("FOLDER")(batch_size=16, num_inference_steps={steps}{clipped}).images"""
@@ -141,7 +145,9 @@ def _class_vectors(checkpoint: Checkpoint, model: Diffusion, scale: float) -> Te
 def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
     """The text of the folder's README.md."""
     data, names = checkpoint.config.data, checkpoint.class_names
-    made_for = f"Samples in {steps} steps" if checkpoint.is_student else "A model that is not distilled"
+    made_for = "A model that is not distilled"
+    if checkpoint.is_student:
+        made_for = f"Samples in {counted(steps, 'step')} ({METHODS[checkpoint.kind]})"
     if checkpoint.guidance:
         made_for += f", with a guidance scale of {scale:g} built in"
     shape = {"size": data.image_size, "channels": data.num_channels, "num_classes": len(names), "steps": steps}
