@@ -39,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--student_checkpoint", metavar="CHECKPOINT", help=help)
     parser.add_count("--sampling_steps", "sampling steps of the student (default: those of --student_checkpoint)")
     parser.add_override("--num_training_steps", "matching.num_training_steps", "updates of the student")
+    parser.add_override("--learning_rate", "matching.learning_rate", "of the student, at its first step", type=float)
     parser.add_override("--ema_decay", "matching.ema_decay", "decay of the average of the weights", type=float)
     return parser.parse_args()
 

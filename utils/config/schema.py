@@ -245,15 +245,15 @@ class Distillation(Optimization):
 class Matching(Optimization):
     """The settings of match.py, for each student; the defaults suit the small networks."""
 
-    num_training_steps: CountByStudent = {"default": 300, 1: 400}
-    learning_rate: RateByStudent = {"default": 4e-4, 1: 1e-3}
+    num_training_steps: CountByStudent = {"default": 600, 1: 800}
+    learning_rate: RateByStudent = {"default": 4e-4, 4: 2e-4, 2: 2e-4, 1: 5e-4}
     auxiliary_learning_rate: RateByStudent = {"default": 1e-3, 1: 2e-3}
     auxiliary_updates: CountByStudent = {"default": 3}
     batch_size: Count = 32
     optimizer: Literal["adam", "muon"] = "muon"
     adam_beta2: Decay = 0.95
-    ema_decay: Decay = 0.99
-    save_and_sample_every_n: Count = 100
+    ema_decay: Decay = 0.995
+    save_and_sample_every_n: Count = 200
 
     def of_student(self, sampling_steps: int) -> dict[str, Any]:
         """The settings that depend on a student's number of sampling steps, by name."""
