@@ -82,7 +82,7 @@ def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
         found = [load_checkpoint(path) for path in map(latest_checkpoint, runs) if path]
         if not found:
             raise InputError(
-                f"--students {folder}: no students there, such as 7_8/diffusion-360.pt or 8/diffusion-600.pt"
+                f"--students {folder}: no students there, such as 7_8/diffusion-360.pt or 8/diffusion-400.pt"
             )
         students += found
     wanted = set(arguments.student_steps or (student.sampling.steps for student in students))

@@ -24,7 +24,7 @@ from utils.system import cli
 from utils.system.errors import InputError, counted
 from utils.training.run import Run
 from utils.training.session import Session
-from utils.training.stage import annealed, matching_stage
+from utils.training.stage import MATCHING_LAST_RATE, annealed, matching_stage
 
 MOST_STEPS = 500  # with many more, the last step would start below the smallest time that the teacher knows
 
@@ -51,7 +51,8 @@ def match(run: Run) -> None:
     """
     stage, batch_size = run.stage, run.stage.settings.batch_size
     n, own = stage.sampling.steps, stage.settings.of_student(stage.sampling.steps)
-    updates, rate = own["auxiliary_updates"], annealed(own["auxiliary_learning_rate"], stage.num_training_steps)
+    updates, rate = own["auxiliary_updates"], own["auxiliary_learning_rate"]
+    rate = annealed(rate, stage.num_training_steps, MATCHING_LAST_RATE)
     teacher = run.teacher()
     student = run.add_trainer("model", stage.initial_model(run.device))
     auxiliary = run.add_trainer("auxiliary", stage.teacher.model(run.device), rate, updates)

@@ -245,7 +245,7 @@ class Distillation(Optimization):
 class Matching(Optimization):
     """The settings of match.py, for each student; the defaults suit the small networks."""
 
-    num_training_steps: CountByStudent = {"default": 600, 1: 800}
+    num_training_steps: CountByStudent = {"default": 400, 1: 600}
     learning_rate: RateByStudent = {"default": 4e-4, 4: 2e-4, 2: 2e-4, 1: 5e-4}
     auxiliary_learning_rate: RateByStudent = {"default": 1e-3, 1: 2e-3}
     auxiliary_updates: CountByStudent = {"default": 3}

@@ -21,6 +21,7 @@ from utils.system.seeds import seed_of
 ELSEWHERE = "another --output_dir starts another run, --restart deletes this one"
 KEEP = f"the same value resumes it, {ELSEWHERE}"
 CONVERSION_NAME = "0_conversion"  # the folder of the stage before the halvings
+MATCHING_LAST_RATE = 1 / 3  # of the first: the average of weights that still move is better (docs/experiments.md)
 FEWEST_ANCESTRAL_STEPS = 8  # from here on the ancestral sampler suits a student, unless it is guided: docs/results.md
 
 
@@ -173,7 +174,7 @@ def matching_stage(config: Config, folder: Path, teacher: Checkpoint, student: C
         prediction=student.prediction,
         guidance=student.guidance,
         num_training_steps=settings["num_training_steps"],
-        learning_rate=annealed(settings["learning_rate"], settings["num_training_steps"]),
+        learning_rate=annealed(settings["learning_rate"], settings["num_training_steps"], MATCHING_LAST_RATE),
         loss_weighting="v_mse",
         ignored={"sampling": True, "training": True, "distillation": True, "matching": set(settings)},
         parent=student,
@@ -195,9 +196,9 @@ def plan_of(settings: Distillation, students: list[int]) -> str:
     return f"training steps and learning rate by sampling steps: {'; '.join(parts)}"
 
 
-def annealed(learning_rate: float, num_training_steps: int) -> Callable[[int], float]:
-    """A learning rate that falls linearly to 0 (Salimans & Ho 2022, section 3)."""
-    return lambda step: learning_rate * (1 - step / num_training_steps)
+def annealed(learning_rate: float, num_training_steps: int, last: float = 0.0) -> Callable[[int], float]:
+    """A learning rate that falls linearly to a fraction `last` of it (0: Salimans & Ho 2022, section 3)."""
+    return lambda step: learning_rate * (1 - (1 - last) * step / num_training_steps)
 
 
 def _require_teachable(conversion: Stage, teacher: Checkpoint) -> None:
