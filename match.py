@@ -51,8 +51,8 @@ def match(run: Run) -> None:
     """
     stage, batch_size = run.stage, run.stage.settings.batch_size
     n, own = stage.sampling.steps, stage.settings.of_student(stage.sampling.steps)
-    updates, rate = own["auxiliary_updates"], own["auxiliary_learning_rate"]
-    rate = annealed(rate, stage.num_training_steps, MATCHING_LAST_RATE)
+    updates = own["auxiliary_updates"]
+    rate = annealed(own["auxiliary_learning_rate"], stage.num_training_steps, MATCHING_LAST_RATE)
     teacher = run.teacher()
     student = run.add_trainer("model", stage.initial_model(run.device))
     auxiliary = run.add_trainer("auxiliary", stage.teacher.model(run.device), rate, updates)

@@ -66,7 +66,7 @@ class Session(ExitStack):
         self.enter_context(locked(self.folder))
         if self.restart:
             earlier = stage_folders(self.folder) if self.is_distillation else [self.folder]
-            for needed in filter(None, (stage.parent, stage.teacher)):
+            for needed in stage.sources:
                 if needed.path.resolve().parent in [path.resolve() for path in earlier]:
                     what = f"{needed.path}, which this run starts from"
                     raise InputError(f"--restart: would delete {what}; use another --output_dir")
@@ -86,10 +86,8 @@ class Session(ExitStack):
                 f"{stage.folder / STATE_NAME}: the images or their classes have changed: a file or a folder was added "
                 f"or removed, or pixels changed; {ELSEWHERE}"
             )
-        if stage.parent:
-            self._compare_images(stage, stage.parent, data)
-        if stage.teacher is not None and stage.teacher is not stage.parent:
-            self._compare_images(stage, stage.teacher, data)
+        for source in stage.sources:
+            self._compare_images(stage, source, data)
 
     def _compare_images(self, stage: Stage, teacher: Checkpoint, data: ImageData) -> None:
         before, now = (config.data.saturation_margin for config in (teacher.config, self.config))

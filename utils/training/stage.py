@@ -44,6 +44,12 @@ class Stage:
     teacher: Checkpoint | None = None  # of a matched student, which starts from its parent's weights
 
     @property
+    def sources(self) -> list[Checkpoint]:
+        """The checkpoints that it starts from or learns from, each once."""
+        sources = [self.parent] if self.teacher is self.parent else [self.parent, self.teacher]
+        return [source for source in sources if source]
+
+    @property
     def settings(self) -> Optimization:
         """Its section of the configuration."""
         sections = {"teacher": self.config.training, "matched": self.config.matching}
