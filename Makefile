@@ -1,6 +1,6 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
 # make match       moment matching: students of 8, 4, 2 and 1 steps; trains the lesson first
-# make evaluate    FID of the lesson's teacher and students, with a figure; three minutes on two cores
+# make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
 # make fashion     clothes, with guidance; half an hour; downloads 30 MB the first time
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
 # make gpu         measures a GPU in nine minutes: docs/gpu.py; CONFIG=configs/... for another lesson
