@@ -25,8 +25,7 @@ STUDENT_4 := $(STUDENTS)/8_4/diffusion-260.pt
 STUDENT_2 := $(STUDENTS)/9_2/diffusion-220.pt
 STUDENT_1 := $(STUDENTS)/10_1/diffusion-200.pt
 MATCHED := output/matched/$(NAME)
-LAST_MATCHED := 8/diffusion-400.pt 4/diffusion-400.pt 2/diffusion-400.pt 1/diffusion-600.pt
-ALL_MATCHED := $(addprefix $(MATCHED)/,$(LAST_MATCHED))
+ALL_MATCHED := $(addprefix $(MATCHED)/,8/diffusion-400.pt 4/diffusion-400.pt 2/diffusion-400.pt 1/diffusion-600.pt)
 SHORT := output/matched/$(NAME)_short
 SHORT_MATCHED := $(SHORT)/2/diffusion-120.pt $(SHORT)/1/diffusion-160.pt
 PICTURE := output/lesson-4-2-1-steps.png
@@ -46,7 +45,8 @@ FASHION_STUDENT_8 := $(FASHION_STUDENTS)/7_8/diffusion-600.pt
 FASHION_STUDENT_4 := $(FASHION_STUDENTS)/8_4/diffusion-600.pt
 FASHION_STUDENT_2 := $(FASHION_STUDENTS)/9_2/diffusion-800.pt
 FASHION_STUDENT_1 := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
-FASHION_MATCHED := $(addprefix output/matched/$(FASHION)/,$(LAST_MATCHED))
+FASHION_MATCHED := $(addprefix output/matched/$(FASHION)/,8/diffusion-800.pt 4/diffusion-800.pt \
+	2/diffusion-800.pt 1/diffusion-1200.pt)
 FASHION_PICTURE := output/fashion-2-1-steps.png
 
 .PHONY: lesson match evaluate fashion notebook gpu pretrained page serve test stress lint

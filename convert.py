@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     help = "the .pt to write; required with --from_diffusers"
     target.add_argument("--output", type=Path, metavar="CHECKPOINT", help=help)
     only = "this or another --to is required with --checkpoint"
-    target.add_argument("--to_diffusers", type=Path, metavar="FOLDER", help=f"for DDIMPipeline.from_pretrained; {only}")
+    target.add_argument("--to_diffusers", type=Path, metavar="FOLDER", help=f"for diffusers; {only}")
     target.add_argument("--to_onnx", type=Path, metavar="ONNX", help=f"v(z, logsnr, label, guidance) as .onnx; {only}")
     target.add_argument("--to_safetensors", type=Path, metavar="FILE", help=f"the checkpoint as .safetensors; {only}")
     help = "of --to_safetensors: store weights in half precision (default: in float32)"

@@ -41,8 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_config_path()
     help = "the teacher's diffusion-<step>.pt; required"
     parser.add_argument("--teacher", required=True, metavar="CHECKPOINT", help=help)
-    help = "output folders of distill.py and match.py; the latest checkpoint of each student is used (default: none)"
-    parser.add_argument("--students", type=Path, nargs="+", metavar="FOLDER", help=help)
+    help = "folders of distill.py and match.py, whose latest checkpoints are used; or checkpoints (default: none)"
+    parser.add_argument("--students", type=Path, nargs="+", metavar="PATH", help=help)
     parser.add_count("--student_steps", "only the students of these numbers of steps (default: all)", nargs="+")
     help = "samples per row, at most the number of training images; only rows with the same number can be compared"
     parser.add_count("--num_samples", help, 2500)
@@ -77,13 +77,12 @@ def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
     The folders of distill.py hold students in folders such as 7_8/, those of match.py in folders such as 8/.
     """
     students = []
-    for folder in dict.fromkeys(arguments.students or ()):
-        runs = [path for path in find_files(folder, "*") if re.fullmatch(r"(\d+_)?\d+", path.name)]
-        found = [load_checkpoint(path) for path in map(latest_checkpoint, runs) if path]
+    for path in dict.fromkeys(arguments.students or ()):
+        runs = [run for run in find_files(path, "*") if re.fullmatch(r"(\d+_)?\d+", run.name)]
+        files = [path] if path.is_file() else map(latest_checkpoint, runs)
+        found = [checkpoint for checkpoint in map(load_checkpoint, filter(None, files)) if checkpoint.is_student]
         if not found:
-            raise InputError(
-                f"--students {folder}: no students there, such as 7_8/diffusion-360.pt or 8/diffusion-400.pt"
-            )
+            raise InputError(f"--students {path}: no student, such as 7_8/diffusion-360.pt or 8/diffusion-400.pt there")
         students += found
     wanted = set(arguments.student_steps or (student.sampling.steps for student in students))
     if missing := sorted(wanted - {student.sampling.steps for student in students}):

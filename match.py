@@ -26,7 +26,7 @@ from utils.training.run import Run
 from utils.training.session import Session
 from utils.training.stage import MATCHING_LAST_RATE, annealed, matching_stage
 
-MOST_STEPS = 500  # with many more, the last step would start below the smallest time that the teacher knows
+MOST_STEPS = 500
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--sampling_steps", "sampling steps of the student (default: those of --student_checkpoint)")
     parser.add_override("--num_training_steps", "matching.num_training_steps", "updates of the student")
     parser.add_override("--learning_rate", "matching.learning_rate", "of the student, at its first step", type=float)
-    parser.add_override("--ema_decay", "matching.ema_decay", "decay of the average of the weights", type=float)
+    parser.add_override("--ema_decay", "matching.ema_decay", "of the averaged weights; 0.98 for 100 steps", type=float)
     return parser.parse_args()
 
 
@@ -87,7 +87,10 @@ def main() -> None:
     if steps is None:
         raise InputError("--sampling_steps: missing; needed where the student starts as its teacher")
     if steps > MOST_STEPS:
-        raise InputError(f"{counted(steps, 'sampling step')}: should be at most {MOST_STEPS}")
+        raise InputError(
+            f"{counted(steps, 'sampling step')}: should be at most {MOST_STEPS}; with many more, the last "
+            "step would start below the smallest time that the teacher knows"
+        )
     for checkpoint in (teacher, student):
         checkpoint.require_same_model(config, arguments.config_path)
     folder = Path(arguments.output_dir or Path("output", "matched", Path(arguments.config_path).stem, str(steps)))

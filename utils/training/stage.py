@@ -160,7 +160,8 @@ def matching_stage(config: Config, folder: Path, teacher: Checkpoint, student: C
     """A student of `steps` sampling steps that starts from another's weights, or from its teacher's."""
     settings = config.matching.of_student(steps)
     if teacher.is_student:
-        raise InputError(f"{teacher.path}: a student; the teacher to match is its first one, or its conversion")
+        hint = "give the checkpoint of train.py, or of 0_conversion/ if there is one"
+        raise InputError(f"{teacher.path}: a student, which cannot be the teacher to match; {hint}")
 
     def describe(checkpoint: Checkpoint) -> str:
         scales = checkpoint.guidance
