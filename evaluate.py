@@ -74,7 +74,8 @@ def parse_arguments() -> argparse.Namespace:
 def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
     """The latest checkpoint of each requested student, most steps first, matched ones last. Raises InputError if none.
 
-    The folders of distill.py hold students in folders such as 7_8/, those of match.py in folders such as 8/.
+    The folders of distill.py hold students in folders such as 7_8/, those of match.py in folders such as 8/. A path may
+    also be a checkpoint.
     """
     students = []
     for path in dict.fromkeys(arguments.students or ()):
@@ -82,7 +83,9 @@ def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
         files = [path] if path.is_file() else map(latest_checkpoint, runs)
         found = [checkpoint for checkpoint in map(load_checkpoint, filter(None, files)) if checkpoint.is_student]
         if not found:
-            raise InputError(f"--students {path}: no student, such as 7_8/diffusion-360.pt or 8/diffusion-400.pt there")
+            raise InputError(
+                f"--students {path}: no students there, such as 7_8/diffusion-360.pt or 8/diffusion-400.pt"
+            )
         students += found
     wanted = set(arguments.student_steps or (student.sampling.steps for student in students))
     if missing := sorted(wanted - {student.sampling.steps for student in students}):

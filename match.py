@@ -40,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_count("--sampling_steps", "sampling steps of the student (default: those of --student_checkpoint)")
     parser.add_override("--num_training_steps", "matching.num_training_steps", "updates of the student")
     parser.add_override("--learning_rate", "matching.learning_rate", "of the student, at its first step", type=float)
-    parser.add_override("--ema_decay", "matching.ema_decay", "of the averaged weights; 0.98 for 100 steps", type=float)
+    parser.add_override("--ema_decay", "matching.ema_decay", "decay of the EMA; 0.98 suits 100 steps", type=float)
     return parser.parse_args()
 
 

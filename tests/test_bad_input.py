@@ -175,8 +175,8 @@ BAD = [
     (f"{EVALUATE} nowhere.pt", "nowhere.pt: cannot be read: No such file"),
     (f"{EVALUATE} truncated.pt", "truncated.pt: truncated or damaged, or not a checkpoint"),
     (f"{EVALUATE} smaller.pt", "not the model that tiny.yaml describes: data.image_size is 8, not 16"),
-    (f"{EVALUATE} {TEACHER} --students nowhere", "--students nowhere: no student"),
-    (f"{EVALUATE} {TEACHER} --students output/tiny", "--students output/tiny: no student"),
+    (f"{EVALUATE} {TEACHER} --students nowhere", "--students nowhere: no students there"),
+    (f"{EVALUATE} {TEACHER} --students output/tiny", "--students output/tiny: no students there"),
     (
         f"{EVALUATE} {TEACHER} --samplers ddim euler",
         "--samplers: invalid choice: 'euler' (choose from",
