@@ -13,7 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from utils.config.schema import Config, Data
 from utils.data import folder_cache
 from utils.data.datasets import load_data, load_images, require_num_classes, require_same_classes
-from utils.data.folder import BrokenImage, class_names_of, find_images, read_image
+from utils.data.decoding import BrokenImage, read_image
+from utils.data.folder import class_names_of, find_images
 from utils.system.errors import InputError
 
 
@@ -225,7 +226,7 @@ def test_the_number_of_classes_must_fit(tmp_path, capsys):
 
 
 def test_folders_that_are_none(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"data.root: .*nowhere: no such folder"):
+    with pytest.raises(InputError, match=r"data.root: .*nowhere: no such folder, or zip"):
         load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="no images there, it is empty"):
         load(tmp_path)

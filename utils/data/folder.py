@@ -1,82 +1,147 @@
-"""The image files in a folder, whose subfolders are the classes, and reading one as a tensor."""
+"""The images below a folder or in a zip, and their classes: the subfolders, or the labels in a dataset.json.
+
+dataset.json is that of EDM's dataset_tool: {"labels": [["00000/img00000000.png", 6], ...]}
+"""
 
 import os
-import unicodedata
-import warnings
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
-from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from pydantic import BaseModel, Field, ValidationError
 
-from utils.system.errors import InputError
+from utils.data.archive import list_entries, open_archive, read_entry
+from utils.data.decoding import FORMATS
+from utils.system.errors import InputError, first_of, printable
+from utils.system.files import read_at_most
 
-# Files of other formats are skipped, and printed.
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF", ".bmp": "BMP"}
-FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
-TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF's Orientation to Image.Transpose
+MANIFEST = "dataset.json"
+MOST_MANIFEST_BYTES = 2**28
 MOST_NAMES = 20  # to print
-PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of text or of a colour profile; Pillow's 1 MB refuses good pictures
 
 
-def printable(name: str) -> str:
-    """A file name for printing and saving: control characters and invalid bytes as \\x1b, accents composed."""
-    text = unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
-    return "".join(repr(each)[1:-1] if unicodedata.category(each) == "Cc" else each for each in text)
+class Manifest(BaseModel):
+    """The content of a dataset.json."""
+
+    labels: list[tuple[str, Annotated[int, Field(ge=0, strict=True)]]] | None
 
 
 @dataclass(frozen=True, order=True)
 class ImageFile:
-    """An image file, with its size and times, which show whether it has changed."""
+    """An image file, with its size, and two numbers that show whether it has changed."""
 
-    class_name: str  # its folder, relative to the root, with slashes; "" for the root itself
-    name: str
+    class_name: str  # its folder, relative to the root, with slashes; "" for the root itself; or its label
+    path: str  # relative to the root, with slashes
     size: int  # in bytes
-    times: tuple[int, int]  # of its content and of its entry in the file system, in nanoseconds
+    stamps: tuple[int, int]  # times of its content and of its entry in the file system, in ns; in a zip, the checksum
 
 
 def find_images(root: Path, key: str) -> list[ImageFile]:
-    """All image files below a folder, sorted by class and name; prints what else is there.
+    """All image files below a folder or in a zip, sorted by class and name; prints what else is there.
 
     Hidden files and folders (`.ipynb_checkpoints`, `._1.png`) are ignored. Links to folders are not followed. Raises
-    InputError if there is no such folder, or no image in it; `key` is its configuration key.
+    InputError if there is no such folder or zip, or no image in it; `key` is its configuration key.
     """
-    if not root.is_dir():
-        raise InputError(f"{key}: {root.absolute()}: no such folder")
-    images, others = [], Counter()
-    errors: list[OSError] = []
+    if not root.exists():
+        raise InputError(f"{key}: {root.absolute()}: no such folder, or zip")
+    others = Counter[str]()
     try:
-        for folder, folders, names in os.walk(root, onerror=errors.append):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            links = sum(os.path.islink(os.path.join(folder, name)) for name in folders)
-            others.update({"link(s) to folders, which are not followed": links} if links else {})
-            class_name = os.path.relpath(folder, root).replace(os.sep, "/").removeprefix(".")
-            for name in [name for name in names if not name.startswith(".")]:
-                path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
-                if suffix in FORMATS and os.path.isfile(path):
-                    stat = os.stat(path)
-                    images.append(ImageFile(class_name, name, stat.st_size, (stat.st_mtime_ns, stat.st_ctime_ns)))
-                else:
-                    others[printable(suffix or name) if os.path.exists(path) else "link(s) to nothing"] += 1
-        for error in errors:
-            raise error
+        files = list(_walk(root, others) if root.is_dir() else _entries(root))
     except OSError as error:
         raise InputError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
+    images, manifests = [], []
+    for file in files:
+        name = os.path.basename(file.path)
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in FORMATS:
+            images.append(file)
+        elif name == MANIFEST and file.class_name == "":
+            manifests.append(file.path)
+        else:
+            others[printable(suffix or name)] += 1
     skipped = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(MOST_NAMES))
     if not images:
         found = f"there are {skipped}" if skipped else "it is empty"
         raise InputError(f"{key}: {root.absolute()}: no images there, {found}; should be {', '.join(FORMATS)}")
     if skipped:
         print(f"{root}: skipped: {skipped}")
+    for path in manifests:
+        images = _labelled(images, root, path)
     # Classes that are all numbers are in their order: 0, 1, 2, ..., 10, not 0, 1, 10, 2.
     names = {image.class_name for image in images}
     are_numbers = all(name.isdecimal() and name.isascii() for name in names)
     names = sorted(names, key=lambda name: (int(name) if are_numbers else 0, printable(name), name))
     position = {name: number for number, name in enumerate(names)}
     return sorted(images, key=lambda image: (position[image.class_name], image))
+
+
+def _walk(root: Path, others: Counter[str]) -> Iterator[ImageFile]:
+    """The files below a folder; counts what is no file."""
+    errors: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=errors.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        links = sum(os.path.islink(os.path.join(folder, name)) for name in folders)
+        others.update({"link(s) to folders, which are not followed": links} if links else {})
+        class_name = os.path.relpath(folder, root).replace(os.sep, "/").removeprefix(".")
+        for name in [name for name in names if not name.startswith(".")]:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                found = os.stat(path)
+                stamps = (found.st_mtime_ns, found.st_ctime_ns)
+                yield ImageFile(class_name, f"{class_name}/{name}".lstrip("/"), found.st_size, stamps)
+            else:
+                suffix = os.path.splitext(name)[1].lower()
+                others[printable(suffix or name) if os.path.exists(path) else "link(s) to nothing"] += 1
+    for error in errors:
+        raise error
+
+
+def _entries(root: Path) -> Iterator[ImageFile]:
+    """The files in a zip. Folders that contain all images, as a zip of one folder has, are no classes."""
+    entries = [entry for entry in list_entries(root) if not f"/{entry.filename}".count("/.")]
+    wanted = [name for name in (entry.filename for entry in entries) if name.lower().endswith((*FORMATS, MANIFEST))]
+    common = os.path.commonpath(map(os.path.dirname, wanted)) if wanted else ""
+    for entry in entries:
+        class_name = os.path.dirname(entry.filename).removeprefix(common).lstrip("/")
+        yield ImageFile(class_name, entry.filename, entry.file_size, (entry.CRC, 0))
+
+
+def _labelled(images: list[ImageFile], root: Path, manifest: str) -> list[ImageFile]:
+    """The images with the labels of a dataset.json as class names, "" without labels.
+
+    Raises InputError unless every image has one label, and the labels are 0, 1, 2, ...
+    """
+    where, folder = printable(str(root / manifest)), manifest.removesuffix(MANIFEST)
+    if root.is_dir():
+        content = read_at_most(root / manifest, MOST_MANIFEST_BYTES)
+    else:
+        with open_archive(root) as archive:
+            content = read_entry(archive, manifest)
+    try:
+        pairs = Manifest.model_validate_json(content).labels
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        at = ".".join(map(str, first["loc"])) or "its content"
+        right = 'should be {"labels": [["00000/img00000000.png", 6], ...]}, with integers from 0, or {"labels": null}'
+        raise InputError(f"{where}: {right}; {at}: {first['msg']}") from error
+    if pairs is None:
+        return [replace(image, class_name="") for image in images]
+    labels, paths = {folder + name: label for name, label in pairs}, {image.path for image in images}
+    found = set(labels.values())
+    for wrong, what in (
+        (sorted(labels.keys() - paths), "labels of images that are missing"),
+        (sorted(paths - labels.keys()), "images without a label"),
+        (sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1), "labelled twice"),
+        (
+            [str(i) for i in range(len(found)) if i not in found],
+            "labels without an image (should be 0, 1, ...)",
+        ),
+    ):
+        if wrong:
+            raise InputError(f"{where}: {what}: {first_of([printable(name) for name in wrong], 3)}")
+    return [replace(image, class_name=str(labels[image.path])) for image in images]
 
 
 def class_names_of(images: list[ImageFile], key: str = "data.root") -> list[str]:
@@ -89,68 +154,3 @@ def class_names_of(images: list[ImageFile], key: str = "data.root") -> list[str]
         if count > 1:
             raise InputError(f"{key}: {count} subfolders are called {name}, in different encodings; merge them")
     return names if "" not in names else []
-
-
-class BrokenImage(InputError):  # noqa: N818 (the message explains it)
-    """A file that cannot be read as an image, now or later."""
-
-
-def _require_readable(file: Image.Image, shown: str) -> None:
-    """Raises BrokenImage for files, not loaded yet, that Pillow would read wrongly."""
-    layout, tags = str(file.tile and file.tile[0].args), getattr(file, "tag_v2", {})  # tags of TIFF 6.0
-    bits, has_8_bits = max(tags.get(258, [1])), not any(text in layout for text in ("L;2", "L;4", ";16"))
-    for what, is_so in (
-        ("32 bits per pixel, so its white is unknown", file.mode in ("I", "F")),
-        ("a transparent colour, but not 8 bits", "transparency" in file.info and not has_8_bits),
-        ("12 bits", bits == 12),
-        ("16 bits, inverted or in planes", bits > 8 and (tags.get(262) == 0 or tags.get(284) == 2)),
-        ("signed values", 2 in tags.get(339, [])),
-        ("CMYK without Adobe's marker", (file.format, file.mode) == ("JPEG", "CMYK") and "adobe" not in file.info),
-    ):
-        if is_so:
-            raise BrokenImage(f"{shown}: has {what}; save it in another way")
-
-
-def read_image(path: Path, num_channels: int, background: str = "white", at_least: int | None = None) -> Tensor:
-    """An image as uint8 [C, H, W]: upright, its first frame, 16 bits scaled to 8; transparent pixels show `background`.
-
-    `num_channels` is 1 for grey, 3 for colour. A JPEG much larger than `at_least` pixels, the required height and
-    width, may be decoded at a fraction of its size, which is faster. Raises BrokenImage, or InputError if it cannot be
-    read now.
-    """
-    shown = printable(str(path))
-    try:
-        with warnings.catch_warnings():
-            # Large, but smaller than the size that Pillow refuses
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=sorted(set(FORMATS.values()))) as file:
-                _require_readable(file, shown)
-                if at_least:
-                    file.draft(None, (at_least, at_least))
-                start_of_scan = file.fp.tell()
-                file.load()
-                # libjpeg fills what is missing with grey. (An MPO is several JPEGs.)
-                if file.format in ("JPEG", "MPO") and path.read_bytes().find(b"\xff\xd9", start_of_scan) < 0:
-                    raise BrokenImage(f"{shown}: cannot be read: damaged: it has no end marker")
-                turn = None
-                with suppress(Exception):  # broken EXIF data
-                    turn = TURNS.get(file.getexif().get(0x0112))
-                image = file if turn is None else file.transpose(turn)
-        if image.mode.startswith("I;16"):  # which Pillow would clip at 255
-            image = Image.fromarray((pil_to_tensor(image.convert("I"))[0] // 257).byte().numpy())
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-        return pil_to_tensor(image.convert("L" if num_channels == 1 else "RGB"))
-    except InputError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise BrokenImage(f"{shown}: too large: {error}") from error
-    except UnidentifiedImageError as error:
-        raise BrokenImage(f"{shown}: not a readable image, whatever its name; remove or replace it") from error
-    except OSError as error:
-        if error.strerror:
-            raise InputError(f"{shown}: cannot be read: {error.strerror}") from error
-        raise BrokenImage(f"{shown}: cannot be read: damaged: {error}") from error
-    except Exception as error:  # any failure of the decoder means a broken file
-        raise BrokenImage(f"{shown}: not a readable image: {error}") from error

@@ -1,4 +1,4 @@
-"""A folder of images, prepared once: parallel workers decode it into one file, which is then memory-mapped.
+"""A folder or zip of images, prepared once: parallel workers decode it into one file, which is then memory-mapped.
 
 `data/cache/` contains, under a name made of the folder, the settings, and the names, sizes and times of all files:
 
@@ -18,9 +18,11 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import ZipFile
 
 import torch
 from torch import Tensor
@@ -29,9 +31,11 @@ from tqdm import tqdm
 
 from utils.config.schema import Count, Section
 from utils.config.schema import Data as DataSettings
-from utils.data.folder import BrokenImage, ImageFile, class_names_of, find_images, printable, read_image
+from utils.data.archive import open_archive, read_entry
+from utils.data.decoding import BrokenImage, read_image
+from utils.data.folder import ImageFile, class_names_of, find_images
 from utils.data.images import ImageSet, content_hash, fit
-from utils.system.errors import InputError, counted, first_of
+from utils.system.errors import InputError, counted, first_of, printable
 from utils.system.files import CACHE, delete_files, locked, read_if_there, write_atomically
 
 VERSION = 1  # of the preparation; if it changes, all folders are prepared again
@@ -51,7 +55,7 @@ class Index(Section):
 
 @dataclass(frozen=True)
 class Folder(Dataset):
-    """The images of a folder; item i is the bytes of uint8 [C, H, W], or the error of reading it."""
+    """The images of a folder or a zip; item i is the bytes of uint8 [C, H, W], or the error of reading it."""
 
     root: Path
     files: list[ImageFile]
@@ -62,14 +66,21 @@ class Folder(Dataset):
 
     def __getitem__(self, index: int) -> bytes | InputError:
         size, channels, background = self.settings.image_size, self.settings.num_channels, self.settings.background
-        path = self.root / self.files[index].class_name / self.files[index].name
+        path, content = self.root / self.files[index].path, None
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.root)):
             return BrokenImage(f"{printable(str(path))}: a link out of the folder, not followed; copy the image")
         try:
-            image = read_image(path, channels, background, at_least=2 * size)
+            if self._archive:
+                content = read_entry(self._archive, self.files[index].path)
+            image = read_image(path, channels, background, at_least=2 * size, content=content)
         except InputError as error:
             return error
         return fit(image[None], size, channels).numpy().tobytes()
+
+    @cached_property
+    def _archive(self) -> ZipFile | None:
+        """The zip, opened by each worker for itself, since processes that share a file disturb each other."""
+        return open_archive(self.root) if self.root.is_file() else None
 
     def shape(self, count: int) -> tuple[int, int, int, int]:
         """The shape [N, C, H, W] of `count` of its images."""
@@ -194,7 +205,7 @@ def _report(folder: Folder, index: Index, class_names: list[str]) -> None:
         names = [f"{i} {name}" for i, name in enumerate(class_names)]
         shown = f" in {counted(len(names), 'class', 'es')}: {first_of(names)}"
     elif len(index.counts) > 1:
-        loose = printable(folder.files[0].name)
+        loose = printable(folder.files[0].path)
         shown = f", some of them beside the subfolders ({loose}), which are therefore not classes"
     print(f"{folder.root}: {counted(sum(index.counts), 'image')}{shown}")
 

@@ -1,5 +1,6 @@
-"""The exception for errors that the user can correct, and lists for its messages."""
+"""The exception for errors that the user can correct, and texts for its messages."""
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -15,3 +16,9 @@ def first_of(texts: Sequence[str], most: int = 20, separator: str = ", ") -> str
 def counted(count: int, thing: str, plural: str = "s") -> str:
     """A number of things: 1 class, 2 classes."""
     return f"{count} {thing}{plural if count != 1 else ''}"
+
+
+def printable(name: str) -> str:
+    """A file name for printing and saving: control characters and invalid bytes as \\x1b, accents composed."""
+    text = unicodedata.normalize("NFC", name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    return "".join(repr(each)[1:-1] if unicodedata.category(each) == "Cc" else each for each in text)

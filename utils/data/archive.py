@@ -1,0 +1,61 @@
+"""A zip of images, read in place. Nothing is unpacked to the disk, and a hostile archive is refused as a whole."""
+
+import re
+import stat
+import zlib
+from itertools import pairwise
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+from utils.data.decoding import BrokenImage
+from utils.system.errors import InputError, printable
+
+MOST_BYTES = 2**28  # of an entry
+HEADER = 30  # bytes before each entry, besides its name
+
+
+def open_archive(path: Path) -> ZipFile:
+    """A zip. Raises InputError if it is none, or incomplete."""
+    try:
+        return ZipFile(path)
+    except (BadZipFile, NotImplementedError, ValueError) as error:
+        raise InputError(f"{path}: neither a folder nor a complete zip: {error}") from error
+
+
+def list_entries(path: Path) -> list[ZipInfo]:
+    """The files in a zip. Raises InputError if one of them leads out of it, is not a file, overlaps another, ..."""
+    with open_archive(path) as archive:
+        entries, end = archive.infolist(), archive.start_dir
+    names = set()
+    for entry in entries:
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        for wrong, what in (
+            (re.search(r"^/|^\w:|\\|\x00|(^|/)\.\.(/|$)", entry.orig_filename), "its name leads out of the archive"),
+            (kind not in (0, stat.S_IFREG, stat.S_IFDIR), "a link or a device, not a file"),
+            (entry.flag_bits & 0x1, "encrypted"),
+            (entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED), "its compression is not one of stored, deflated"),
+            (entry.filename in names, "two entries have this name"),
+        ):
+            if wrong:
+                raise InputError(f"{path}: {printable(entry.orig_filename)}: {what}; pack the images again")
+        names.add(entry.filename)
+    # Entries that share their bytes make a small archive as large as one likes.
+    entries.sort(key=lambda entry: entry.header_offset)
+    starts = [*(entry.header_offset for entry in entries), end]
+    for entry, (start, following) in zip(entries, pairwise(starts), strict=True):
+        if start + HEADER + entry.compress_size > following:
+            raise InputError(f"{path}: {printable(entry.filename)}: overlaps the next entry; pack the images again")
+    return [entry for entry in entries if not entry.is_dir()]
+
+
+def read_entry(archive: ZipFile, name: str) -> bytes:
+    """The content of an entry. Raises BrokenImage if it is damaged, or very large."""
+    shown = f"{archive.filename}: {printable(name)}"
+    if archive.getinfo(name).file_size > MOST_BYTES:
+        raise BrokenImage(f"{shown}: larger than {MOST_BYTES // 2**20} MiB")
+    try:
+        return archive.read(name)
+    except (BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        raise BrokenImage(f"{shown}: cannot be read: damaged: {error}") from error
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be read: {error.strerror or error}") from error
