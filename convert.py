@@ -1,12 +1,13 @@
 """Converts models: a pipeline of diffusers to a teacher; a student for diffusers, ONNX runtimes, or as safetensors.
 
-    python convert.py --from_diffusers FOLDER --output output/teacher/diffusion-0.pt
+    python convert.py --from_diffusers PIPELINE --output output/teacher/diffusion-0.pt
     python convert.py --checkpoint STUDENT.pt --to_diffusers FOLDER
     python convert.py --checkpoint STUDENT.pt --to_onnx student.onnx
     python convert.py --checkpoint STUDENT.pt --to_safetensors student.safetensors
 
-FOLDER is the folder of `save_pretrained` and `from_pretrained` of a DDPMPipeline or DDIMPipeline. The configuration of
-a converted teacher is written beside it: output/teacher/teacher.yaml, complete except for the data.
+FOLDER is the folder of `save_pretrained` and `from_pretrained` of a DDPMPipeline or DDIMPipeline, and PIPELINE such a
+folder, or the name of one on the Hugging Face hub, such as google/ddpm-cifar10-32. The configuration of a converted
+teacher is written beside it: output/teacher/teacher.yaml, complete except for the data.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from utils.checkpoints.checkpoint import SAFETENSORS, Checkpoint, load_checkpoint, save_checkpoint, save_safetensors
 from utils.checkpoints.from_diffusers import read_pipeline, teacher_yaml
+from utils.checkpoints.hub import fetch_pipeline, is_hub_name
 from utils.checkpoints.to_diffusers import require_exportable, write_pipeline
 from utils.checkpoints.to_onnx import write_onnx
 from utils.system import cli
@@ -26,8 +28,8 @@ def parse_arguments() -> argparse.Namespace:
     """Parses the command line."""
     parser = cli.Parser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    help = "a pipeline; this or --checkpoint is required"
-    source.add_argument("--from_diffusers", type=Path, metavar="FOLDER", help=help)
+    help = "a folder, or a name on the hub; this or --checkpoint is required"
+    source.add_argument("--from_diffusers", metavar="PIPELINE", help=help)
     help = "a diffusion-<step>.pt; this or --from_diffusers is required"
     source.add_argument("--checkpoint", metavar="CHECKPOINT", help=help)
     target = parser.add_mutually_exclusive_group(required=True)
@@ -41,12 +43,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--half", action="store_true", help=help)
     help = "the last class of the pipeline is the unconditional one, which guidance needs (default: it is not)"
     parser.add_argument("--last_class_is_none", action="store_true", help=help)
+    help = "of a pipeline on the hub: its branch, tag or commit (default: the newest)"
+    parser.add_argument("--revision", metavar="NAME", help=help)
     help = "of --to_diffusers: the guidance scale to build in, if a student takes one (default: its config's)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=help)
     arguments = parser.parse_args()
     if (arguments.from_diffusers is None) != (arguments.output is None):
         parser.error("--output goes with --from_diffusers, and the others with --checkpoint")
-    pairs = {"last_class_is_none": "from_diffusers", "half": "to_safetensors", "guidance": "to_diffusers"}
+    pairs = {
+        "last_class_is_none": "from_diffusers",
+        "revision": "from_diffusers",
+        "half": "to_safetensors",
+        "guidance": "to_diffusers",
+    }
     for flag, other in pairs.items():
         if getattr(arguments, flag) is not parser.get_default(flag) and not getattr(arguments, other):
             parser.error(f"--{flag} goes with --{other}")
@@ -65,13 +74,19 @@ def require_free(path: Path, suffix: str) -> None:
 
 def from_diffusers(arguments: argparse.Namespace) -> None:
     """Converts a pipeline to a checkpoint, and a configuration beside it."""
-    folder, output = arguments.from_diffusers, arguments.output
+    source, output = arguments.from_diffusers, arguments.output
     config_path = output.with_name(f"{output.resolve().parent.name}.yaml")
     require_free(output, ".pt")
     require_free(config_path, ".yaml")
+    folder = Path(source)
+    if is_hub_name(source):
+        folder, commit = fetch_pipeline(source, arguments.revision)
+        source = f"{source}, commit {commit}"
+    elif arguments.revision:
+        raise InputError(f"--revision: {source} is not the name of a model on the hub")
     metadata, weights = read_pipeline(folder, last_class_is_none=arguments.last_class_is_none)
     prepare_folder(output.parent)
-    text = teacher_yaml(metadata.config, source=folder, checkpoint=output, path=config_path)
+    text = teacher_yaml(metadata.config, source=source, checkpoint=output, path=config_path)
     save_checkpoint(output, metadata, weights)
     try:
         write_atomically(config_path, lambda file: file.write(text.encode()))
@@ -113,7 +128,10 @@ def main() -> None:
     if arguments.from_diffusers:
         from_diffusers(arguments)
     else:
-        print(f"wrote {export(load_checkpoint(arguments.checkpoint), arguments)}")
+        path = export(load_checkpoint(arguments.checkpoint), arguments)
+        print(f"wrote {path}")
+        if arguments.to_diffusers:
+            print(f"after you have completed its model card, README.md: hf upload {path.name} {path}")
 
 
 if __name__ == "__main__":

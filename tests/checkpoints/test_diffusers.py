@@ -350,7 +350,7 @@ WRONG = {
     "clip_sample": "sampling.clip: should be true, false or a number",
     "thresholding": "thresholding: should be false",
     "predict_epsilon": "predict_epsilon: should be true",
-    "no folder": "hf download pipeline",
+    "no folder": "not the name of a model on the hub",
     "an unknown prediction": "prediction_type",
     "eps without signal": "rescale_betas_zero_snr",
     "pickled": "diffusion_pytorch_model.bin",

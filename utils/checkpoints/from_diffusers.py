@@ -66,7 +66,7 @@ DISTILLATION = {
 }
 
 
-def teacher_yaml(config: Config, *, source: Path, checkpoint: Path, path: Path) -> str:
+def teacher_yaml(config: Config, *, source: str, checkpoint: Path, path: Path) -> str:
     """The text of the YAML of a converted teacher, to be completed."""
     sections = {
         "network": config.network.model_dump(),
@@ -91,8 +91,7 @@ def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Metadata, 
     InputError if the folder contains something else, or something that this project does not support.
     """
     if not folder.exists():
-        fetched = f"hf download {folder} --local-dir {folder}"
-        raise InputError(f"{folder}: no such folder; if it is the name of a model on the Hugging Face hub: {fetched}")
+        raise InputError(f"{folder}: no such folder, and not the name of a model on the hub, such as user/model")
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: not a folder of a diffusers pipeline: there is no model_index.json in it")
     _require_class(folder / "model_index.json", ["DDIMPipeline", "DDPMPipeline"])

@@ -22,14 +22,12 @@ MOST_ROUNDING = 1e-3  # of the noise angle
 CARD = """---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
-tags: [progressive-distillation, few-step]
-license: # fill in
-datasets: [] # fill in
+tags: [{tags}]
 ---
 
 # {title}
 
-{made_for}.
+{made_for}. (To be completed: what it was trained on, and its licence, also as `datasets` and `license` above.)
 
 {code}
 
@@ -40,6 +38,7 @@ METHODS = {
     "matched": "moment matching, [Salimans et al. 2024](https://arxiv.org/abs/2406.04103)",
     "student": "progressive distillation, [Salimans & Ho 2022](https://arxiv.org/abs/2202.00512)",
 }
+TAGS = {"matched": "moment-matching, few-step", "student": "progressive-distillation, few-step"}
 UNCONDITIONAL = """    from diffusers import {pipeline}
 
     images = {pipeline}.from_pretrained("FOLDER")(batch_size=16, num_inference_steps={steps}{clipped}).images"""
@@ -151,6 +150,7 @@ def _card(checkpoint: Checkpoint, steps: int, scale: float, title: str) -> str:
     if checkpoint.guidance:
         made_for += f", with a guidance scale of {scale:g} built in"
     shape = {"size": data.image_size, "channels": data.num_channels, "num_classes": len(names), "steps": steps}
+    shape["tags"] = TAGS.get(checkpoint.kind, "ddpm")
     shape["pipeline"] = f"{_sampler(checkpoint)}Pipeline"
     clipped = checkpoint.sampling.clip and _sampler(checkpoint) == "DDIM"  # which keeps the unclipped eps by default
     shape["clipped"] = ", use_clipped_model_output=True" if clipped else ""
