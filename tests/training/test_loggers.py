@@ -1,10 +1,13 @@
 import json
+import struct
 import sys
 from contextlib import closing
 
 import pytest
+import wandb
 from one_weight import CONFIG, make_run, step_down, take_steps
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
 
 from utils.system.errors import InputError
 from utils.training.loggers import require_loggers
@@ -62,10 +65,56 @@ def test_a_resumed_run_removes_the_lines_that_it_writes_again(tmp_path):
     assert (tmp_path / "diffusion-20.pt").exists()
 
 
+def records(content: bytes):
+    """The records of a W&B file, a LevelDB log: blocks of 32 KiB, of pieces with a checksum, a length and a kind."""
+    at, record = 7, b""  # after the file's own header
+    while at + 7 <= len(content):
+        left = 2**15 - at % 2**15
+        length, kind = struct.unpack_from("<HB", content, at + 4) if left >= 7 else (left - 7, 0)
+        record += content[at + 7 : at + 7 + length] if kind else b""
+        if kind in (1, 4):  # whole, last
+            yield record
+            record = b""
+        at += 7 + length
+
+
+def test_weights_and_biases_continue_one_run_after_a_kill(tmp_path, monkeypatch):
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DATA_DIR", str(tmp_path / "data"))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    steps_until(make_run(folder, loggers=["wandb"]), 17)
+    take_steps(make_run(folder, loggers=["wandb"]))
+    identity = (folder / "wandb-id.txt").read_text()
+    logged, grids = {}, set()
+    for path in sorted(folder.glob(f"wandb/offline-run-*/run-{identity}.wandb")):
+        for content in records(path.read_bytes()):
+            record = Record()
+            record.ParseFromString(content)
+            items = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            if "loss" in items:
+                logged[items["step"]] = items["loss"]
+            elif "samples" in items:
+                grids.add(items["step"])
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert logged == {line["step"]: line["loss"] for line in lines} and grids == {10, 20, 30, 40}
+    delete_run(folder)
+    assert not (folder / "wandb-id.txt").exists()
+
+
+def test_weights_and_biases_without_a_login_are_one_line(tmp_path, monkeypatch):
+    def without_login(**_):
+        raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", without_login)
+    with pytest.raises(InputError, match="loggers: wandb: No API key configured. Use `wandb login`"):
+        steps_until(make_run(tmp_path, loggers=["wandb"]), 2)
+
+
 def test_unknown_loggers_and_missing_packages_are_one_line(monkeypatch):
     settings = CONFIG.training.model_copy(update=TENSORBOARD)
     require_loggers(settings)
-    with pytest.raises(InputError, match="loggers: tensorbord: should be among tensorboard"):
+    with pytest.raises(InputError, match="loggers: tensorbord: should be among tensorboard, wandb"):
         require_loggers(CONFIG.training.model_copy(update={"loggers": ["tensorbord"]}))
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(InputError, match="loggers: tensorboard needs a package: pip install tensorboard"):

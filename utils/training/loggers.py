@@ -2,16 +2,17 @@
 
 import importlib.util
 import json
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
+from torchvision.transforms.functional import to_pil_image, to_tensor
 
 from utils.config.schema import Optimization
-from utils.system.distributed import is_rank_zero
+from utils.system.distributed import is_rank_zero, on_rank_zero
 from utils.system.errors import InputError
 from utils.system.files import append_line, delete_files, exists, find_files, read_if_there, write_atomically
 
@@ -91,7 +92,47 @@ class TensorBoard(Logger):
             self._writer.close()
 
 
-LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard}
+class WeightsAndBiases(Logger):
+    """A run of Weights & Biases, after `wandb login` or with WANDB_MODE=offline; a resumed run continues it."""
+
+    package, files = "wandb", "wandb-id.txt"
+
+    def __init__(self, folder: Path, step: int):
+        """Raises InputError if W&B starts no run, for instance without a login."""
+        super().__init__(folder, step)
+        self._run = None
+
+        @on_rank_zero
+        def start() -> None:
+            import wandb  # optional, and takes seconds
+
+            known = read_if_there(folder / self.files) or uuid.uuid4().hex.encode()
+            write_atomically(folder / self.files, lambda file: file.write(known))
+            options = {"project": "progressive-distillation", "name": str(folder), "dir": folder}
+            try:
+                self._run = wandb.init(id=known.decode(), resume="allow", **options)
+            except wandb.Error as error:
+                raise InputError(f"loggers: wandb: {error}") from error
+            self._run.define_metric("*", step_metric="step")  # W&B's own steps cannot be repeated after a kill
+
+        start()
+
+    def add_scalars(self, step: int, scalars: dict[str, float | None]) -> None:  # noqa: D102
+        if self._run:
+            self._run.log({"step": step} | {name: value for name, value in scalars.items() if value is not None})
+
+    def add_images(self, step: int, grid: Tensor) -> None:  # noqa: D102
+        if self._run:
+            import wandb
+
+            self._run.log({"step": step, "samples": wandb.Image(to_pil_image(grid))})
+
+    def close(self) -> None:  # noqa: D102
+        if self._run:
+            self._run.finish()
+
+
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 def require_loggers(settings: Optimization) -> None:
