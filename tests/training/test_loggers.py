@@ -107,7 +107,7 @@ def test_weights_and_biases_without_a_login_are_one_line(tmp_path, monkeypatch):
         raise wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
 
     monkeypatch.setattr(wandb, "init", without_login)
-    with pytest.raises(InputError, match="loggers: wandb: No API key configured. Use `wandb login`"):
+    with pytest.raises(InputError, match=r"loggers: wandb: No API key configured. Use `wandb login`"):
         steps_until(make_run(tmp_path, loggers=["wandb"]), 2)
 
 
