@@ -1,27 +1,33 @@
 """Samples a checkpoint, or compares several.
 
     python sample.py --checkpoint output/distilled/ddpm_32x32_v_continuous_small/7_8/diffusion-360.pt
+    python sample.py --checkpoint STUDENT.pt --num_samples 50000 --output samples.npz
     python sample.py --compare TEACHER.pt:1024 TEACHER.pt:8 STUDENT.pt:8 --output output/comparison.png
 
 A student is sampled with the number of steps that it was distilled for, other models with 1024. Sample i starts from
 the same noise in every model and at every batch size: it depends only on the seed and on i. So --compare also prints
 the root mean squared difference of the samples of each model from those of the first, in [-1, 1].
+
+The output is a grid, or for other tools an .npz or a folder of PNGs, which the same command completes after a kill.
 """
 
 import argparse
 import re
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from models.diffusion import Diffusion
 from models.samplers import SAMPLERS
 from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from utils.checkpoints.compute import PASSES, Compute, choose_device
-from utils.checkpoints.sampling import draw_samples
+from utils.checkpoints.sampling import batches_of, draw_batch, draw_samples
 from utils.config.reading import load_config
-from utils.config.schema import MOST_STEPS, SamplerSettings
+from utils.config.schema import MOST_STEPS, Config, SamplerSettings
+from utils.evaluation.sample_files import require_new, write_samples
 from utils.system import cli
 from utils.system.errors import InputError, counted
 from utils.system.files import prepare_folder
@@ -50,8 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     help = "more makes samples more clearly of their class, and less varied (default: sampling.guidance of the config)"
     parser.add_argument("--guidance", type=float, metavar="SCALE", help=help)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
-    help = "the grid (default: %(default)s)"
-    parser.add_argument("--output", type=Path, default=Path("output/grid.png"), metavar="PNG", help=help)
+    help = "a .png: all samples as a grid; an .npz; or a folder, for one PNG each (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path("output/grid.png"), metavar="PATH", help=help)
     parser.add_compute_arguments()
     return parser.parse_args()
 
@@ -100,8 +106,8 @@ def scale_of(checkpoint: Checkpoint, arguments: argparse.Namespace) -> float:
     return checkpoint.default_guidance if arguments.guidance is None else arguments.guidance
 
 
-def draw(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> Tensor:
-    """The samples of a panel, [N, C, H, W] in [-1, 1]."""
+def sampled(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> tuple[Diffusion, Config, dict]:
+    """The arguments of `draw_samples` and `draw_batch` for a panel."""
     (checkpoint, sampling), count = panel, arguments.num_samples
     config = checkpoint.config.model_copy(update=cli.overrides(arguments))
     batch_size = arguments.batch_size or config.sampling.batch_size
@@ -109,7 +115,25 @@ def draw(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> T
     model = compute.for_inference(checkpoint.model(device), batch_size)
     options = {"guidance": scale_of(checkpoint, arguments), "seed": arguments.seed, "device": device}
     options["classes"] = [checkpoint.class_number(name) for name in arguments.classes or ()]
-    return draw_samples(model, config, count, sampling=sampling, batch_size=batch_size, **options)
+    return model, config, {"sampling": sampling, **options}
+
+
+def draw(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> Tensor:
+    """The samples of a panel, [N, C, H, W] in [-1, 1]."""
+    model, config, options = sampled(panel, arguments, device)
+    return draw_samples(model, config, arguments.num_samples, batch_size=arguments.batch_size, **options)
+
+
+def write_files(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Writes the samples as an .npz or into a folder; what is there already is not drawn again."""
+    model, config, options = sampled(panel, arguments, device)
+    batches = batches_of(arguments.num_samples, arguments.batch_size or config.sampling.batch_size)
+    classes = options["classes"] or range(config.network.num_classes)
+    labels = [classes[i % len(classes)] for i in range(arguments.num_samples)] if classes else []
+    settings = {"checkpoint": panel[0].sha256, "sampler": panel[1].model_dump(), "classes": options["classes"]}
+    settings |= {name: options[name] for name in ("guidance", "seed")}
+    draw_one = partial(draw_batch, model, config, tick=lambda: None, **options)
+    write_samples(arguments.output, draw_one, batches, labels, settings)
 
 
 def label_of(panel: Panel, panels: list[Panel], guidance: float) -> str:
@@ -148,10 +172,17 @@ def main() -> None:
     arguments = parse_arguments()
     device = choose_device(arguments.device)
     panels = choose_panels(arguments)
-    if arguments.output.suffix.lower() != ".png":
-        raise InputError(f"--output {arguments.output}: should be the name of a .png file")
+    is_grid = arguments.output.suffix.lower() == ".png"
+    if arguments.compare and not is_grid:
+        raise InputError(f"--output {arguments.output}: should be the name of a .png file, with --compare")
+    if not is_grid:
+        require_new(arguments.output)
     prepare_folder(arguments.output.parent)
     print(f"sampling on {device}, writing to {arguments.output}")
+    if not is_grid:
+        write_files(panels[0], arguments, device)
+        print(f"wrote {arguments.output}")
+        return
     drawn: list[tuple[str, Tensor]] = []
     for panel in panels:
         start = time.perf_counter()

@@ -161,7 +161,10 @@ BAD = [
     (f"sample.py --checkpoint {STUDENT} --sampling_steps 0", "argument --sampling_steps: should be a positive integer"),
     (f"sample.py --checkpoint {STUDENT} --num_samples -2", "argument --num_samples: should be a positive integer"),
     (f"sample.py --checkpoint {STUDENT} --sampler euler", "argument --sampler: invalid choice: 'euler'"),
-    (f"sample.py --checkpoint {STUDENT} --output grid.gif", "--output grid.gif: should be the name of a .png file"),
+    (
+        f"sample.py --checkpoint {STUDENT} --output grid.gif",
+        "--output grid.gif: should be a .png for a grid, an .npz, or a folder",
+    ),
     (f"sample.py --checkpoint {STUDENT} --output a_file/grid.png", "a_file: this folder is not writable"),
     (f"sample.py --checkpoint {STUDENT} --device cuda:7", "--device cuda:7: not on this machine"),
     ("sample.py --checkpoint=", "cannot be read: Is a directory"),
