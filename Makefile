@@ -1,7 +1,9 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
 # make match       moment matching: students of 8, 4, 2 and 1 steps; trains the lesson first
 # make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
+#                  (match and evaluate also for LESSON=fashion and LESSON=faces)
 # make fashion     clothes, with guidance; half an hour; downloads 30 MB the first time
+# make faces       faces in colour, with guidance; half an hour
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
 # make gpu         measures a GPU in nine minutes: docs/gpu.py; CONFIG=configs/... for another lesson
 # make pretrained  replaces the models of pretrained/ and of the page by those of the lesson
@@ -15,41 +17,43 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 INSTALLED := .venv/installed-$(VERSION)
 BIN := .venv/bin
-NAME := ddpm_32x32_v_continuous_small
-CONFIG := configs/$(NAME).yaml
+TORCH :=  # cpu: PyTorch without CUDA, from PyTorch's own index
+WHEELS := https://download.pytorch.org/whl
 FULL_SIZE := configs/ddpm_32x32_v_continuous.yaml
-TEACHER := output/$(NAME)/diffusion-3600.pt
+
+# Each lesson: the name of its configuration; the training steps of the teacher; of the students of 8, 4, 2 and 1 steps;
+# of the matched students of 8, 4, 2 and 1 steps; and, with guidance, of the conversion. The configuration has the same.
+LESSON := digits
+digits := ddpm_32x32_v_continuous_small 3600 360 260 220 200 400 400 400 600
+fashion := fashion_mnist_32x32_v_continuous_small 5000 600 600 800 1000 800 800 800 1200 2000
+faces := faces_16x16_v_continuous 6000 600 600 800 1000 800 800 800 1200 2000
+entry = $(word $(1),$($(LESSON)))
+
+NAME := $(call entry,1)
+CONFIG := configs/$(NAME).yaml
+TEACHER := output/$(NAME)/diffusion-$(call entry,2).pt
 STUDENTS := output/distilled/$(NAME)
-STUDENT_8 := $(STUDENTS)/7_8/diffusion-360.pt
-STUDENT_4 := $(STUDENTS)/8_4/diffusion-260.pt
-STUDENT_2 := $(STUDENTS)/9_2/diffusion-220.pt
-STUDENT_1 := $(STUDENTS)/10_1/diffusion-200.pt
+STUDENT_8 := $(STUDENTS)/7_8/diffusion-$(call entry,3).pt
+STUDENT_4 := $(STUDENTS)/8_4/diffusion-$(call entry,4).pt
+STUDENT_2 := $(STUDENTS)/9_2/diffusion-$(call entry,5).pt
+STUDENT_1 := $(STUDENTS)/10_1/diffusion-$(call entry,6).pt
 MATCHED := output/matched/$(NAME)
-ALL_MATCHED := $(addprefix $(MATCHED)/,8/diffusion-400.pt 4/diffusion-400.pt 2/diffusion-400.pt 1/diffusion-600.pt)
+ALL_MATCHED := $(MATCHED)/8/diffusion-$(call entry,7).pt $(MATCHED)/4/diffusion-$(call entry,8).pt \
+	$(MATCHED)/2/diffusion-$(call entry,9).pt $(MATCHED)/1/diffusion-$(call entry,10).pt
+MATCHED_TEACHER := $(if $(call entry,11),$(STUDENTS)/0_conversion/diffusion-$(call entry,11).pt,$(TEACHER))
 SHORT := output/matched/$(NAME)_short
 SHORT_MATCHED := $(SHORT)/2/diffusion-120.pt $(SHORT)/1/diffusion-160.pt
 PICTURE := output/lesson-4-2-1-steps.png
 PICTURE_AT_8 := output/lesson-8-steps.png
 PICTURE_MATCHED := output/lesson-matched.png
+PICTURE_GUIDED := output/$(LESSON)-2-1-steps.png
 
 PAGE := output/page
 PORT := 8000
 ORT := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm \
 	ort.webgpu.min.mjs ort-wasm-simd-threaded.asyncify.mjs ort-wasm-simd-threaded.asyncify.wasm
 
-FASHION := fashion_mnist_32x32_v_continuous_small
-FASHION_CONFIG := configs/$(FASHION).yaml
-FASHION_TEACHER := output/$(FASHION)/diffusion-5000.pt
-FASHION_STUDENTS := output/distilled/$(FASHION)
-FASHION_STUDENT_8 := $(FASHION_STUDENTS)/7_8/diffusion-600.pt
-FASHION_STUDENT_4 := $(FASHION_STUDENTS)/8_4/diffusion-600.pt
-FASHION_STUDENT_2 := $(FASHION_STUDENTS)/9_2/diffusion-800.pt
-FASHION_STUDENT_1 := $(FASHION_STUDENTS)/10_1/diffusion-1000.pt
-FASHION_MATCHED := $(addprefix output/matched/$(FASHION)/,8/diffusion-800.pt 4/diffusion-800.pt \
-	2/diffusion-800.pt 1/diffusion-1200.pt)
-FASHION_PICTURE := output/fashion-2-1-steps.png
-
-.PHONY: lesson match evaluate fashion notebook gpu pretrained page serve test stress lint
+.PHONY: lesson match evaluate fashion faces guided notebook gpu pretrained page serve test stress lint
 
 lesson: $(PICTURE) $(PICTURE_AT_8) $(PICTURE_MATCHED)
 	@echo "The lesson is done. Its images (all panels from the same noise; matched students add their own):"
@@ -61,12 +65,15 @@ lesson: $(PICTURE) $(PICTURE_AT_8) $(PICTURE_MATCHED)
 match: $(ALL_MATCHED)
 	@ls $(MATCHED)/*/sample-*.png | sort -V | sed 's/^/  /'
 
-evaluate: $(SHORT_MATCHED)
+evaluate: $(if $(filter digits,$(LESSON)),$(SHORT_MATCHED),$(ALL_MATCHED))
 	$(BIN)/python evaluate.py --config_path $(CONFIG) --teacher $(TEACHER) \
 		--students $(STUDENTS) $(if $(filter 4,$(words $(wildcard $(ALL_MATCHED)))),$(MATCHED),$(SHORT)) --student_steps 8 4 2 1
 
-fashion: $(FASHION_PICTURE)
-	@echo "  $(FASHION_PICTURE)   teacher at 128 steps, at 2 | student of 2 | matched students of 2, of 1"
+fashion faces:
+	$(MAKE) LESSON=$@ guided
+
+guided: $(PICTURE_GUIDED)
+	@echo "  $(PICTURE_GUIDED)   teacher at 32 steps, 2, 1 | student of 2 | matched students of 2, of 1"
 
 notebook: .venv/notebook-installed
 	$(BIN)/jupyter execute --inplace docs/1_method.ipynb
@@ -114,7 +121,7 @@ $(STUDENT_1): $(TEACHER)
 		--initial_sampling_steps 512 --distillation_iterations 10
 
 # The student of as many steps as the name of the target's folder says.
-MATCH = $(BIN)/python match.py --config_path $(CONFIG) --teacher_model_checkpoint $(TEACHER) \
+MATCH = $(BIN)/python match.py --config_path $(CONFIG) --teacher_model_checkpoint $(MATCHED_TEACHER) \
 	--student_checkpoint $(STUDENT_$(notdir $(@D)))
 
 $(ALL_MATCHED): $(STUDENT_1)
@@ -138,21 +145,9 @@ $(PICTURE): $(STUDENT_1)
 		$(TEACHER):2 $(STUDENT_2) \
 		$(TEACHER):1 $(STUDENT_1)
 
-$(FASHION_TEACHER): | $(INSTALLED)
-	$(BIN)/python train.py --config_path $(FASHION_CONFIG)
-
-$(FASHION_STUDENT_1): $(FASHION_TEACHER)
-	$(BIN)/python distill.py --config_path $(FASHION_CONFIG) --teacher_model_checkpoint $(FASHION_TEACHER) \
-		--initial_sampling_steps 512 --distillation_iterations 10
-
-$(FASHION_MATCHED): $(FASHION_STUDENT_1)
-	$(BIN)/python match.py --config_path $(FASHION_CONFIG) \
-		--teacher_model_checkpoint $(FASHION_STUDENTS)/0_conversion/diffusion-2000.pt \
-		--student_checkpoint $(FASHION_STUDENT_$(notdir $(@D)))
-
-$(FASHION_PICTURE): $(FASHION_MATCHED)
-	$(BIN)/python sample.py --num_samples 20 --output $@ --compare $(FASHION_TEACHER):128 \
-		$(FASHION_TEACHER):2 $(FASHION_STUDENT_2) $(wordlist 3,4,$(FASHION_MATCHED))
+$(PICTURE_GUIDED): $(ALL_MATCHED)
+	$(BIN)/python sample.py --num_samples $(if $(filter faces,$(LESSON)),16,20) --output $@ \
+		--compare $(addprefix $(TEACHER):,32 2 1) $(STUDENT_2) $(wordlist 3,4,$(ALL_MATCHED))
 
 $(PAGE)/index.html: $(wildcard web/*.* web/models/*) web/node_modules/installed
 	rm -rf $(PAGE)
@@ -171,6 +166,7 @@ $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 		"error: needs Python 3.11 or newer, such as: make PYTHON=python3.12; this is $(VERSION)")'
 	test -e .venv/lib/python$(VERSION) || $(PYTHON) -m venv --clear .venv
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet torch torchvision --index-url $(WHEELS)/$(TORCH))
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 

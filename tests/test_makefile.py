@@ -9,24 +9,33 @@ from conftest import ROOT
 from utils.config.reading import load_config
 
 
-def makefile_variable(name: str) -> str:
+def makefile_variable(name: str, lesson: str) -> str:
     """The value of a variable as make itself sees it."""
     line = f"print: ; @echo $({name})"
-    command = ["make", "--no-print-directory", "-f", "Makefile", "--eval", line, "print"]
+    command = ["make", "--no-print-directory", "-f", "Makefile", f"LESSON={lesson}", "--eval", line, "print"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("prefix", ["", "FASHION_"])
-def test_a_lesson_expects_what_its_configuration_makes(prefix):
-    config = load_config(ROOT / makefile_variable(f"{prefix}CONFIG"))
-    assert makefile_variable(f"{prefix}TEACHER").endswith(f"/diffusion-{config.training.num_training_steps}.pt")
-    matched = makefile_variable("ALL_MATCHED" if prefix == "" else "FASHION_MATCHED").split()
+@pytest.mark.parametrize("lesson", ["digits", "fashion", "faces"])
+def test_a_lesson_expects_what_its_configuration_makes(lesson):
+    config = load_config(ROOT / makefile_variable("CONFIG", lesson))
+    assert makefile_variable("TEACHER", lesson).endswith(f"/diffusion-{config.training.num_training_steps}.pt")
+    matched = makefile_variable("ALL_MATCHED", lesson).split()
     assert len(matched) == 4
     for n, path in zip((8, 4, 2, 1), matched, strict=True):
-        student = makefile_variable(f"{prefix}STUDENT_{n}")
+        student = makefile_variable(f"STUDENT_{n}", lesson)
         steps = config.distillation.of_student(n)[0]
         assert student.endswith(f"/{10 - int(math.log2(n))}_{n}/diffusion-{steps}.pt")
         assert path.endswith(f"/{n}/diffusion-{config.matching.of_student(n)['num_training_steps']}.pt")
+    if config.distillation.guidance:
+        conversion = f"/0_conversion/diffusion-{config.distillation.num_conversion_steps}.pt"
+        assert makefile_variable("MATCHED_TEACHER", lesson).endswith(conversion)
+
+
+def test_pytorch_without_cuda_is_one_variable():
+    command = ["make", "-n", "-W", "requirements.txt", "TORCH=cpu", makefile_variable("INSTALLED", "digits")]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "pip install --quiet torch torchvision --index-url" in printed and "/whl/cpu" in printed
 
 
 def old_python(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from utils.system.grids import comparison, grid
 
 def test_a_grid_holds_the_images_in_order():
     images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(-1, 1, 4, 4)
-    picture = grid(images)
+    picture = grid(images, scale=1)
     assert picture.shape == (3, 2 * 6 + 2, 3 * 6 + 2)
     torch.testing.assert_close(picture[0, [3, 9]][:, [3, 9, 15]], torch.linspace(0, 1, 6).reshape(2, 3))
 
@@ -13,9 +13,11 @@ def test_a_grid_holds_the_images_in_order():
 def test_a_grid_has_a_column_for_each_class_where_they_fit():
     images = torch.zeros(12, 1, 4, 4)
     names = list("abcdef")
-    assert grid(images, names).shape[2] == 6 * 6 + 2
-    assert grid(images, 17 * ["a"]).shape == grid(images).shape == (3, 3 * 6 + 2, 4 * 6 + 2)
-    assert grid(images.repeat(6, 1, 1, 1), ["a", "b"]).shape[2] == 8 * 6 + 2  # four columns of each, near to a square
+    assert grid(images, names, scale=1).shape[2] == 6 * 6 + 2
+    assert grid(images, 17 * ["a"], 1).shape == grid(images, scale=1).shape == (3, 3 * 6 + 2, 4 * 6 + 2)
+    assert (
+        grid(images.repeat(6, 1, 1, 1), ["a", "b"], 1).shape[2] == 8 * 6 + 2
+    )  # four columns of each, near to a square
 
 
 def test_columns_stand_under_the_names_of_their_classes():
@@ -30,7 +32,7 @@ def test_columns_stand_under_the_names_of_their_classes():
 def test_panels_stand_side_by_side_under_their_labels():
     images = torch.zeros(16, 3, 16, 16)
     picture = comparison([("one", images), ("two", images)])
-    width = 2 * (4 * 18 + 2)
+    width = 4 * (4 * 18 + 2)  # pixels of small images are 4 x 4
     assert picture.shape == (3, 26 + width, 2 * width)
     labels = picture[:, :26]
     assert (labels[:, :, :width] < 0.5).any() and (labels[:, :, width:] < 0.5).any()
@@ -41,10 +43,10 @@ def test_all_panels_are_as_wide_as_the_longest_label():
     images = torch.full((4, 3, 16, 16), -1.0)
     picture = comparison([("one", images), ("a label far too long for so narrow a panel", images)])
     width = picture.shape[2] // 2
-    assert picture.shape == (3, 26 + 76, 2 * width) and width > 300
+    assert picture.shape == (3, 26 + 152, 2 * width) and width > 300
     for panel in picture.split(width, dim=2):
-        margin = (width - 76) // 2
-        assert (panel[:, 26:, :margin] == 1).all() and (panel[:, 26:, margin + 8 : margin + 32] == 0).any()
+        margin = (width - 152) // 2
+        assert (panel[:, 26:, :margin] == 1).all() and (panel[:, 26:, margin + 16 : margin + 64] == 0).any()
 
 
 def test_panels_with_a_column_for_each_class_stand_below_each_other_under_one_heading():
@@ -66,3 +68,4 @@ def test_a_name_that_cannot_be_drawn_becomes_the_number_of_its_class():
 
 def test_large_images_are_not_enlarged():
     assert comparison([("model", torch.zeros(4, 3, 64, 64))]).shape[2] == 2 * 66 + 2
+    assert grid(torch.zeros(4, 3, 32, 32)).shape[2] == 2 * 34 + 2

@@ -19,15 +19,16 @@ LABEL_HEIGHT, LONGEST_HEADING = 26, 110  # pixels
 FONT_SIZE, HEADING_SIZE = 17, 11
 TALLEST = 2  # the largest ratio of height to width of panels below each other
 MOST_CLASS_COLUMNS = 16  # with more classes, columns are not sorted by class
-ENLARGED = 64  # images smaller than this many pixels are shown at twice their size
+SMALL, ENLARGED = 16, 64  # images up to the first size are enlarged twice as much; those from the second not at all
 
 
-def grid(images: Tensor, class_names: Sequence[str] = (), scale: int = 1) -> Tensor:
+def grid(images: Tensor, class_names: Sequence[str] = (), scale: int | None = None) -> Tensor:
     """Images [N, C, H, W] in [-1, 1] as one nearly square image [3, H', W'] in [0, 1].
 
     Sample i of a class-conditional model has class i modulo their number. If there are not too many, each class has one
-    or more columns, under its name. Each pixel becomes `scale` x `scale` pixels.
+    or more columns, under its name. Each pixel becomes `scale` x `scale` pixels (by default 2 x 2 in small images).
     """
+    scale = scale or 1 + (images.shape[-1] <= SMALL)
     return torch.cat([*_headings(images, class_names, scale), _table(images, class_names, scale)], dim=1)
 
 
@@ -42,7 +43,7 @@ def comparison(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = ()
     The panels are side by side. If each class has a column, they are one below the other, unless that is too tall.
     """
     first, font = panels[0][1], _font(FONT_SIZE)
-    scale = 2 if first.shape[-1] < ENLARGED else 1
+    scale = (1 + (first.shape[-1] < ENLARGED)) * (1 + (first.shape[-1] <= SMALL))
     headings, tables = _headings(first, class_names, scale), [_table(x, class_names, scale) for _, x in panels]
     width = max(tables[0].shape[2], *(math.ceil(font.getlength(label)) + 8 for label, _ in panels))
     stacked = headings and len(tables) * tables[0].shape[1] <= TALLEST * tables[0].shape[2]
