@@ -11,9 +11,9 @@ from utils.config.reading import load_config
 
 def makefile_variable(name: str, lesson: str) -> str:
     """The value of a variable as make itself sees it."""
-    line = f"print: ; @echo $({name})"
-    command = ["make", "--no-print-directory", "-f", "Makefile", f"LESSON={lesson}", "--eval", line, "print"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    rule = f"print: ; @echo $({name})\n"
+    command = ["make", "--no-print-directory", "-f", "Makefile", "-f", "-", f"LESSON={lesson}", "print"]
+    return subprocess.run(command, cwd=ROOT, input=rule, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.mark.parametrize("lesson", ["digits", "fashion", "faces"])

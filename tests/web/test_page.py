@@ -23,7 +23,13 @@ from utils.config.schema import Config
 from web import make_models
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 WHAT_IS_MISSING = [
     what
     for what, is_there in {
