@@ -90,7 +90,7 @@ pretrained: $(ALL_MATCHED) .venv/tests-installed
 	$(call PRETRAIN,$(TEACHER),teacher)
 	$(foreach n,4 2 1,$(call PRETRAIN,$(STUDENT_$(n)),student-$(n)))
 	$(foreach n,4 2 1,$(call PRETRAIN,$(filter $(MATCHED)/$(n)/%,$(ALL_MATCHED)),matched-$(n)))
-	$(BIN)/python -m web.make_models pretrained/mnist-teacher.safetensors \
+	$(BIN)/python -m web.make_models digits pretrained/mnist-teacher.safetensors \
 		$(foreach n,4 2 1,pretrained/mnist-student-$(n).safetensors pretrained/mnist-matched-$(n).safetensors)
 
 gpu: | $(INSTALLED)
@@ -149,7 +149,7 @@ $(PICTURE_GUIDED): $(ALL_MATCHED)
 	$(BIN)/python sample.py --num_samples $(if $(filter faces,$(LESSON)),16,20) --output $@ \
 		--compare $(addprefix $(TEACHER):,32 2 1) $(STUDENT_2) $(wordlist 3,4,$(ALL_MATCHED))
 
-$(PAGE)/index.html: $(wildcard web/*.* web/models/*) web/node_modules/installed
+$(PAGE)/index.html: $(wildcard web/*.* web/models/*/*) web/node_modules/installed
 	rm -rf $(PAGE)
 	mkdir -p $(PAGE)/ort
 	# Some servers do not know .mjs, so these files are called .js.

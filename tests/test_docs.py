@@ -93,6 +93,39 @@ def test_notebooks_are_committed_with_their_outputs(notebook):
     assert "error" not in outputs and outputs.count("display_data") >= 4
 
 
+def recipes() -> list[str]:
+    """The blocks of Python code in docs/interop.md."""
+    text = (ROOT / "docs/interop.md").read_text().partition("## In Python\n")[2]
+    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)
+    return [re.sub("^    ", "", block, flags=re.MULTILINE) for block in blocks]
+
+
+def test_the_recipes_run(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    from_checkpoint, own_network = recipes()
+    found = {}
+    exec(from_checkpoint, found)
+    assert found["samples"].shape == (16, 1, 32, 32) and found["samples"].std() > 0.3
+    images = lambda count: torch.full((count, 1, 4, 4), 0.5)  # noqa: E731
+    network = OfOneImage(0.5)
+    found = {"network": network, "images": images, "iterations": 2}
+    exec(own_network, found)
+    assert found["network"] is not network and (found["samples"] - 0.5).abs().max() < 0.1
+
+
+class OfOneImage(torch.nn.Module):
+    """The best prediction of v for data that are one constant image."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(value))
+
+    def forward(self, z: torch.Tensor, logsnr: torch.Tensor) -> torch.Tensor:
+        phi = angle_of(logsnr.double()).float()[:, None, None, None]
+        eps = (z - phi.cos() * self.value) / phi.sin()
+        return phi.cos() * eps - phi.sin() * self.value
+
+
 def minimal():
     """docs/minimal.py, as a module."""
     sys.path.insert(0, str(ROOT / "docs"))

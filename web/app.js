@@ -1,27 +1,30 @@
 // The page: controls, and the samples that they ask for.
 
 import { drawGrids } from "./grid.js";
-import { findBackends, load, loadManifest } from "./models.js";
+import { findBackends, load, loadManifest, numbersOf } from "./models.js";
 import { normalNoise } from "./noise.js";
 import { Panel } from "./panel.js";
 import { allowed, readState, writeState } from "./state.js";
 
 const HALVINGS = 10; // from 1024 steps to one
+const DATA = ["digits"]; // folders of models/
 const BACKENDS = { wasm: "WebAssembly", webgpu: "WebGPU" };
 const byId = (id) => document.getElementById(id);
 const say = (text) => (byId("status").textContent = text);
 const panels = { teacher: new Panel(byId("teacher"), "Teacher"), student: new Panel(byId("student"), "Student") };
-let [manifest, state, drawing] = [null, readState(location.hash), new AbortController()];
+let [manifest, loaded, state, drawing] = [null, null, readState(location.hash), new AbortController()];
 
 /** Draws the noise of the n-th sample of sample.py: first the initial z, then that of each stochastic step. */
-const noiseOf = (number) => normalNoise((manifest.noise_seed + number) % 2 ** 32, manifest.size ** 2);
+const noiseOf = (number) => normalNoise((manifest.noise_seed + number) % 2 ** 32, numbersOf(manifest));
 const teacher = () => manifest.models.find((model) => !model.steps);
 const students = () => manifest.models.filter((model) => model.steps && model.matched === Boolean(state.matched));
 const student = () => students().find((model) => model.steps === state.steps);
 
 /** Shows the state in the controls and the address. */
 function show() {
-  for (const input of byId("digits").querySelectorAll("input")) input.checked = Number(input.value) === state.digit;
+  const parts = partsOf(manifest.class_names)[state.label];
+  for (const input of byId("classes").querySelectorAll("input")) input.checked = parts.includes(input.value);
+  byId("data").value = state.data;
   byId("noise").value = state.noise;
   byId("matched").value = state.matched;
   byId("steps").value = HALVINGS - Math.log2(state.steps);
@@ -38,12 +41,26 @@ function showSteps(steps) {
 /** Changes the state, and samples again. */
 function change(changes) {
   state = { ...state, ...changes };
-  state.digit = Math.min(state.digit, manifest.class_names.length - 1);
+  state.data = Math.min(state.data, DATA.length - 1);
+  work(async (signal) => {
+    if (loaded !== state.data) {
+      const found = await loadManifest(DATA[state.data]);
+      if (signal.aborted) return;
+      [manifest, loaded] = [found, state.data];
+      fillForData();
+    }
+    fitState();
+    show();
+    await draw(signal);
+  });
+}
+
+/** Makes the state one that the models have. */
+function fitState() {
+  state.label = Math.min(state.label, manifest.class_names.length - 1);
   state.matched &= manifest.models.some((model) => model.matched);
   const [low, high] = manifest.guidance ?? [1, 1];
   state.guidance = Math.min(Math.max(state.guidance, low), high);
-  show();
-  work(draw);
 }
 
 /** Aborts the current work and does another; shows errors. */
@@ -61,7 +78,7 @@ async function work(task) {
 async function draw(signal) {
   const { size, schedule } = manifest;
   const noise = noiseOf(state.noise);
-  const options = { ...state, schedule, size, z: noise(), noise, signal };
+  const options = { ...state, name: className(), schedule, size, z: noise(), noise, signal };
   const backend = byId("backend").value;
   const known = students().map((model) => model.steps);
   const missing = student() ? "" : `There is no student of ${state.steps} steps here, only of ${known.join(", ")}.`;
@@ -81,7 +98,7 @@ async function draw(signal) {
 
 function drawMore(signal) {
   const { size, schedule } = manifest;
-  const options = { ...state, schedule, size, noiseOf, first: state.noise + 1, signal };
+  const options = { ...state, name: className(), schedule, size, noiseOf, first: state.noise + 1, signal };
   const models = [["Teacher", teacher()], ["Student", student()]];
   return drawGrids(byId("grid"), models, byId("backend").value, options, say);
 }
@@ -103,13 +120,17 @@ function save() {
   context.drawImage(panels.student.z, side + 8, 0, side, side);
   const link = document.createElement("a");
   link.href = canvas.toDataURL("image/png");
-  link.download = `digit-${state.digit}-noise-${state.noise}-steps-${state.steps}.png`;
+  link.download = `${DATA[state.data]}-${className()}-noise-${state.noise}-steps-${state.steps}.png`;
   link.click();
 }
 
 function listen() {
   const on = (id, event, act) => byId(id).addEventListener(event, act);
-  on("digits", "change", ({ target }) => change({ digit: Number(target.value) }));
+  on("data", "change", ({ target }) => change({ data: Number(target.value) }));
+  on("classes", "change", () => {
+    const checked = [...byId("classes").querySelectorAll(":checked")].map((input) => input.value);
+    change({ label: manifest.class_names.indexOf(checked.join("_")) });
+  });
   on("noise", "change", ({ target }) => change({ noise: allowed("noise", target.value, state.noise) }));
   on("other-noise", "click", () => change({ noise: Math.floor(1000 * Math.random()) }));
   on("steps", "input", ({ target }) => showSteps(2 ** (HALVINGS - target.value)));
@@ -123,26 +144,44 @@ function listen() {
   addEventListener("hashchange", () => change(readState(location.hash)));
 }
 
-function fillControls(backends) {
-  for (const [k, name] of manifest.class_names.entries()) {
-    const label = byId("digits").appendChild(document.createElement("label"));
-    label.innerHTML = `<input type="radio" name="digit" value="${k}" />`;
-    label.append(name); // as text: names may come from anywhere
-  }
-  byId("backend").innerHTML = backends.map((name) => `<option value="${name}">${BACKENDS[name]}</option>`).join("");
-  byId("backend-label").hidden = backends.length === 1;
-  byId("matched-label").hidden = !manifest.models.some((model) => model.matched);
-  if (manifest.guidance) {
-    [byId("guidance").min, byId("guidance").max] = manifest.guidance;
-    byId("guidance-label").hidden = false;
-  }
-  byId("controls").disabled = byId("actions").disabled = false;
+/** The parts of class names: long_glasses_hat is one of the first parts, with any of the others; digits have one part. */
+function partsOf(names) {
+  const split = names.map((name) => name.split("_"));
+  const count = new Set(split.map(([first]) => first)).size * 2 ** new Set(split.flatMap(([, ...others]) => others)).size;
+  return count === names.length ? split : names.map((name) => [name]);
 }
 
-await work(async () => {
-  say("Loading …");
-  manifest = await loadManifest();
-  fillControls(await findBackends());
-  listen();
-  change({});
-});
+const className = () => manifest.class_names[state.label];
+
+/** Shows the controls that fit the models: radio buttons for the first parts of the class names, check boxes for others. */
+function fillForData() {
+  const parts = partsOf(manifest.class_names);
+  const choices = new Map(parts.flatMap((list) => list.map((part, k) => [part, k ? "checkbox" : "radio"])));
+  const inputs = [...choices].sort(([, a], [, b]) => (a === b ? 0 : a === "radio" ? -1 : 1));
+  byId("classes").replaceChildren(...inputs.map(([part, type]) => {
+    const label = document.createElement("label");
+    label.innerHTML = `<input type="${type}" name="class" />`;
+    label.firstChild.value = part;
+    label.append(part); // as text: names may come from anywhere
+    return label;
+  }));
+  byId("matched-label").hidden = !manifest.models.some((model) => model.matched);
+  byId("guidance-label").hidden = !manifest.guidance;
+  [byId("guidance").min, byId("guidance").max] = manifest.guidance ?? [1, 1];
+  byId("actions").disabled = false;
+}
+
+function fillControls(backends) {
+  const fill = (id, options) => {
+    byId(id).innerHTML = options.map(([value, text]) => `<option value="${value}">${text}</option>`).join("");
+    byId(`${id}-label`).hidden = options.length === 1;
+  };
+  fill("backend", backends.map((name) => [name, BACKENDS[name]]));
+  fill("data", [...DATA.entries()]);
+  byId("controls").disabled = false;
+}
+
+say("Loading …");
+fillControls(await findBackends());
+listen();
+change({});

@@ -4,14 +4,14 @@ const COLOURS = ["#d1495b", "#00798c", "#b8860b", "#4f9d69", "#8d6a9f"];
 const MOST_DOTS = 65; // more would hide the line
 const HIGHEST = 3.2; // the largest value shown
 
-/** Paints a grey image, Float32Array in [-1, 1]; CSS enlarges the canvas. */
+/** Paints an image, Float32Array of 1 or 3 channels in [-1, 1]; CSS enlarges the canvas. */
 export function paint(canvas, image, size) {
   canvas.width = canvas.height = size;
   const pixels = new ImageData(size, size);
-  image.forEach((value, k) => {
-    const grey = Math.round(127.5 * (Math.min(Math.max(value, -1), 1) + 1));
-    pixels.data.set([grey, grey, grey, 255], 4 * k);
-  });
+  const plane = size * size;
+  const channels = image.length > plane ? [0, plane, 2 * plane] : [0, 0, 0];
+  const byteOf = (value) => Math.round(127.5 * (Math.min(Math.max(value, -1), 1) + 1));
+  for (let k = 0; k < plane; k++) pixels.data.set([...channels.map((start) => byteOf(image[start + k])), 255], 4 * k);
   canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 

@@ -12,7 +12,7 @@ const COUNT = 16;
  * @param noiseOf returns the function that draws the noise of a number
  * @param say shows a status
  */
-export async function drawGrids(root, models, backend, { schedule, size, noiseOf, first, steps, digit, guidance, signal }, say) {
+export async function drawGrids(root, models, backend, { schedule, size, noiseOf, first, steps, label, name: className, guidance, signal }, say) {
   const noises = Array.from({ length: COUNT }, (_, k) => noiseOf(first + k));
   const noise = () => Float32Array.from(noises.flatMap((draw) => [...draw()]));
   const initial = noise();
@@ -21,14 +21,14 @@ export async function drawGrids(root, models, backend, { schedule, size, noiseOf
   const grids = present.map(([name, model]) => [name, model, addGrid(root, `${name}, noises ${first} to ${first + COUNT - 1}`)]);
   for (const [name, model, canvases] of grids.reverse()) {
     say(`${name}: loading …`);
-    const { velocity } = await velocityOf(model, backend, { count: COUNT, digit, guidance });
+    const { velocity } = await velocityOf(model, backend, { count: COUNT, label, guidance });
     for await (const { step, z } of sample(velocity, schedule, initial, noise, steps, model.sampler)) {
       if (signal.aborted) return;
       say(`${name}: step ${step} of ${steps} …`);
-      canvases.forEach((canvas, k) => paint(canvas, z.subarray(k * size * size, (k + 1) * size * size), size));
+      canvases.forEach((canvas, k) => paint(canvas, z.subarray((k * z.length) / COUNT, ((k + 1) * z.length) / COUNT), size));
       await new Promise((resolve) => setTimeout(resolve)); // keeps the page responsive
     }
-    canvases.forEach((canvas, k) => canvas.setAttribute("aria-label", `${name}, noise ${first + k}: a ${digit}`));
+    canvases.forEach((canvas, k) => canvas.setAttribute("aria-label", `${name}, noise ${first + k}: ${className}`));
   }
   say("All are done.");
 }

@@ -1,9 +1,9 @@
 """Writes the models of the page: ONNX files with weights in half precision, and models.json.
 
-    python -m web.make_models pretrained/mnist-teacher.safetensors pretrained/mnist-student-{4,2,1}.safetensors
+    python -m web.make_models digits pretrained/mnist-teacher.safetensors pretrained/mnist-student-{4,2,1}.safetensors
 
-The first is the teacher, the others are its students. The networks still compute in float32: weights are cast when they
-are loaded.
+Into web/models/digits/; web/app.js lists such folders. The first model is the teacher, the others are its students.
+The networks still compute in float32: weights are cast when they are loaded.
 """
 
 import json
@@ -40,11 +40,11 @@ def with_half_weights(content: bytes) -> bytes:
     return model.SerializeToString()
 
 
-def add_model(checkpoint: Checkpoint) -> dict:
+def add_model(checkpoint: Checkpoint, target: Path) -> dict:
     """Writes the file of a model; returns its entry of models.json."""
     steps = checkpoint.sampling.steps if checkpoint.is_student else None
     matched = checkpoint.kind == "matched"
-    path = FOLDER / (f"{'matched' if matched else 'student'}-{steps}.onnx" if steps else "teacher.onnx")
+    path = target / (f"{'matched' if matched else 'student'}-{steps}.onnx" if steps else "teacher.onnx")
     with tempfile.TemporaryDirectory() as folder:
         write_onnx(checkpoint, Path(folder, "model.onnx"))
         path.write_bytes(with_half_weights(Path(folder, "model.onnx").read_bytes()))
@@ -54,11 +54,11 @@ def add_model(checkpoint: Checkpoint) -> dict:
 
 
 def require_drawable(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
-    """Raises InputError for a model that the page cannot draw: it has the cosine schedule, grey images and classes."""
+    """Raises InputError for a model that the page cannot draw: its schedule is cosine, and it has classes."""
     config = checkpoint.config
     for key, value, needed in (
         ("diffusion.schedule", config.diffusion.schedule, "cosine"),
-        ("data.num_channels", config.data.num_channels, 1),
+        ("data.num_channels", config.data.num_channels, teacher.config.data.num_channels),
         ("data.image_size", config.data.image_size, teacher.config.data.image_size),
         ("sampling.clip", checkpoint.sampling.clip, False),
         ("trained_on.class_names", checkpoint.class_names, teacher.class_names),
@@ -72,25 +72,28 @@ def require_drawable(checkpoint: Checkpoint, teacher: Checkpoint) -> None:
 def main() -> None:
     """Replaces all files."""
     parser = cli.Parser(description=__doc__)
+    parser.add_argument("name", help="of the folder in web/models/")
     parser.add_argument("teacher", help="the teacher's checkpoint")
     parser.add_argument("students", nargs="+", help="those of its students")
     arguments = parser.parse_args()
     teacher, *students = map(load_checkpoint, [arguments.teacher, *arguments.students])
     for checkpoint in (teacher, *students):
         require_drawable(checkpoint, teacher)
-    FOLDER.mkdir(exist_ok=True)
-    for path in FOLDER.glob("*.onnx"):
+    target = FOLDER / arguments.name
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.glob("*.onnx"):
         path.unlink()
     diffusion = teacher.config.diffusion
     manifest = {
         "size": teacher.config.data.image_size,
+        "channels": teacher.config.data.num_channels,
         "class_names": teacher.class_names,
         "schedule": {"logsnr_min": diffusion.logsnr_min, "logsnr_max": diffusion.logsnr_max},
         "noise_seed": seed_of("sample", 0),
         "guidance": students[0].guidance,
-        "models": [add_model(checkpoint) for checkpoint in (teacher, *students)],
+        "models": [add_model(checkpoint, target) for checkpoint in (teacher, *students)],
     }
-    (FOLDER / "models.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (target / "models.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ export async function findBackends() {
   return adapter ? ["wasm", "webgpu"] : ["wasm"];
 }
 
-/** models/models.json, with the full URL of each file. */
-export async function loadManifest() {
-  const response = await fetch(addressOf("./models/models.json"));
-  if (!response.ok) throw new Error(`models/models.json cannot be loaded (${response.status})`);
+/** The models.json of a data set, with the full URL of each file and the shape of an image. */
+export async function loadManifest(data) {
+  const path = `models/${data}/models.json`;
+  const response = await fetch(addressOf(`./${path}`));
+  if (!response.ok) throw new Error(`${path} cannot be loaded (${response.status})`);
   const manifest = await response.json();
-  for (const model of manifest.models) Object.assign(model, { url: addressOf(`./models/${model.file}`), size: manifest.size });
+  manifest.shape = [manifest.channels, manifest.size, manifest.size];
+  for (const model of manifest.models) Object.assign(model, { url: addressOf(`./models/${data}/${model.file}`), shape: manifest.shape });
   return { ...manifest, schedule: cosineSchedule(manifest.schedule) };
 }
 
@@ -47,12 +49,15 @@ async function loadRuntime(backend) {
   return ort;
 }
 
+/** The number of values of an image. */
+export const numbersOf = ({ shape: [channels, height, width] }) => channels * height * width;
+
 /** Loads a model, once for each backend, and evaluates it once, since the first call is slow. */
 export function load(model, backend) {
   return once(sessions, `${backend} ${model.url}`, async () => {
     const ort = await once(runtimes, backend, () => loadRuntime(backend));
     const loaded = { ort, session: await ort.InferenceSession.create(model.url, { executionProviders: [backend] }) };
-    await counting(loaded, model, { count: 1, digit: 0, guidance: 1 }).velocity(new Float32Array(model.size ** 2), 0);
+    await counting(loaded, model, { count: 1, label: 0, guidance: 1 }).velocity(new Float32Array(numbersOf(model)), 0);
     return loaded;
   });
 }
@@ -64,19 +69,19 @@ export function load(model, backend) {
  */
 export const velocityOf = async (model, backend, options) => counting(await load(model, backend), model, options);
 
-function counting({ ort, session }, model, { count, digit, guidance }) {
+function counting({ ort, session }, model, { count, label: own, guidance }) {
   const filled = (type, value) => new ort.Tensor(type === BigInt64Array ? "int64" : "float32", type.from({ length: count }, () => value), [count]);
   const counted = { evaluations: 0 };
   const evaluate = async (label, z, logsnr) => {
     counted.evaluations += 1;
-    const inputs = { label: filled(BigInt64Array, BigInt(label)), z: new ort.Tensor("float32", z, [count, 1, model.size, model.size]), logsnr: filled(Float32Array, logsnr) };
+    const inputs = { label: filled(BigInt64Array, BigInt(label)), z: new ort.Tensor("float32", z, [count, ...model.shape]), logsnr: filled(Float32Array, logsnr) };
     if (model.guidance) inputs.guidance = filled(Float32Array, guidance);
     const output = running.then(() => session.run(inputs));
     running = output.catch(() => {});
     return (await output).v.data;
   };
   counted.velocity = async (z, logsnr) => {
-    const v = await evaluate(digit, z, logsnr);
+    const v = await evaluate(own, z, logsnr);
     if (model.guidance || guidance === 1) return v;
     const unconditional = await evaluate(UNCONDITIONAL, z, logsnr); // as in models/guidance.py
     return v.map((value, k) => unconditional[k] + guidance * (value - unconditional[k]));

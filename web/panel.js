@@ -43,8 +43,8 @@ export class Panel {
    * @param signal an AbortSignal that ends the sampling
    * @returns the image, Float32Array in [-1, 1], or null if aborted
    */
-  async draw(model, backend, { schedule, size, z: initial, noise, steps, digit, guidance, signal }) {
-    const counted = await velocityOf(model, backend, { count: 1, digit, guidance });
+  async draw(model, backend, { schedule, size, z: initial, noise, steps, label, name, guidance, signal }) {
+    const counted = await velocityOf(model, backend, { count: 1, label, guidance });
     const pixels = PIXELS.map((share) => Math.round(share * size) * (size + 1));
     const paths = pixels.map((k) => [{ t: 1, value: initial[k] }]);
     let [milliseconds, shown, begun, image] = [0, 0, performance.now(), null];
@@ -63,7 +63,7 @@ export class Panel {
       }
       begun = performance.now();
     }
-    this.z.setAttribute("aria-label", `${this.title}: sampled digit ${digit}`);
+    this.z.setAttribute("aria-label", `${this.title}: sample of class ${name}`);
     this.x.setAttribute("aria-label", `${this.title}: its last predicted image`);
     return image;
   }

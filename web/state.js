@@ -1,7 +1,7 @@
 // The visitor's choices. They are part of the address, so a link shows the same samples.
 
-const DEFAULTS = { digit: 3, noise: 17, steps: 4, matched: 0, guidance: 1 };
-const LIMITS = { digit: [0, 999999], noise: [0, 999999], steps: [1, 1024], matched: [0, 1], guidance: [0, 100] };
+const DEFAULTS = { data: 0, label: 3, noise: 17, steps: 4, matched: 0, guidance: 1 };
+const LIMITS = { data: [0, 999999], label: [0, 999999], noise: [0, 999999], steps: [1, 1024], matched: [0, 1], guidance: [0, 100] };
 
 /** The number in `text` if it is allowed for this setting, else `otherwise`. */
 export function allowed(name, text, otherwise) {
@@ -11,7 +11,7 @@ export function allowed(name, text, otherwise) {
   return fits ? number : otherwise;
 }
 
-/** The state that the fragment of an address describes, such as #digit=3&noise=17&steps=8; defaults for the rest. */
+/** The state that the fragment of an address describes, such as #label=3&noise=17&steps=8; defaults for the rest. */
 export function readState(fragment) {
   const given = new URLSearchParams(fragment.replace(/^#/, ""));
   const state = Object.fromEntries(Object.entries(DEFAULTS).map(([name, value]) => [name, allowed(name, given.get(name), value)]));

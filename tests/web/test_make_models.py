@@ -22,7 +22,7 @@ def save(path, data=(), network=(), diffusion=(), **options) -> None:
 
 
 def make(*arguments: object) -> None:
-    sys.argv = ["make_models.py", *map(str, arguments)]
+    sys.argv = ["make_models.py", "digits", *map(str, arguments)]
     with pytest.raises(SystemExit, match="2"):
         cli.run(make_models.main)
 

@@ -18,7 +18,7 @@ import torch
 from conftest import save_model
 from PIL import Image
 
-from utils.checkpoints.checkpoint import build_model
+from utils.checkpoints.checkpoint import TrainedOn, build_model
 from utils.config.schema import Config
 from web import make_models
 
@@ -121,12 +121,12 @@ def drawn(page, who: str) -> np.ndarray:
 def test_ten_digits_are_those_of_sample_py(visit, golden, student):
     """Golden: `sample.py --num_samples 10 --precision fp32` of pretrained/mnist-matched-2 and, by DDIM, -student-4."""
     golden = np.array(Image.open(ROOT / f"tests/golden/{golden}.png").convert("L"), dtype=int)
-    page = visit(f"#digit=0&noise=0&{student}")
+    page = visit(f"#label=0&noise=0&{student}")
     for digit in range(10):
         if digit:
-            page.evaluate(f"location.hash = '#digit={digit}&noise={digit}&{student}'")
+            page.evaluate(f"location.hash = '#label={digit}&noise={digit}&{student}'")
             page.wait_for_function(
-                f"document.querySelector('#student canvas.z').ariaLabel.endsWith('sampled digit {digit}')"
+                f"document.querySelector('#student canvas.z').ariaLabel.endsWith('sample of class {digit}')"
             )
             wait_for(page, DRAWN)
         expected = golden[-34:-2, 34 * digit + 2 : 34 * digit + 34]
@@ -134,7 +134,7 @@ def test_ten_digits_are_those_of_sample_py(visit, golden, student):
 
 
 def test_the_slider_halves_the_steps_and_the_address_remembers(visit):
-    page = visit("#digit=5&noise=3&steps=4")
+    page = visit("#label=5&noise=3&steps=4")
     assert page.locator("#student .counts").inner_text().startswith("4 network evaluations, ")
     page.locator("#steps").press("ArrowRight")
     page.wait_for_function("location.hash.includes('steps=2')")
@@ -150,8 +150,9 @@ def test_the_slider_halves_the_steps_and_the_address_remembers(visit):
 
 @pytest.fixture(scope="module")
 def guided(site, address):
-    """The page, with an untrained teacher, and a student of 4 steps that takes guidance from 1 to 3."""
-    data, network = {"name": "MNIST", "image_size": 32, "num_channels": 1}, {"features": 8, "num_classes": 10}
+    """The page, with an untrained teacher in colour, and a student of 4 steps that takes guidance from 1 to 3."""
+    data, network = {"name": "MNIST", "image_size": 32, "num_channels": 3}, {"features": 8, "num_classes": 4}
+    trained_on = TrainedOn(data_hash="", class_names=["long", "long_hat", "short", "short_hat"])
     network |= {"multipliers": [1, 2], "num_residual_blocks": 1, "attention_resolutions": [], "patch_size": 2}
     config = Config.model_validate({"data": data, "network": network})
     paths = [site / "teacher.pt", site / "student.pt"]
@@ -159,11 +160,11 @@ def guided(site, address):
         model = build_model(config, torch.device("cpu"), takes_guidance=bool(options))
         for weight in model.network.parameters():
             torch.nn.init.normal_(weight, std=0.1)
-        save_model(path, model.network.state_dict(), config=config, **options)
+        save_model(path, model.network.state_dict(), config=config, trained_on=trained_on, **options)
     shutil.copytree(site / "some/where", site / "some/guided")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(make_models, "FOLDER", site / "some/guided/models")
-        patch.setattr(sys, "argv", ["make_models.py", *map(str, paths)])
+        patch.setattr(sys, "argv", ["make_models.py", "digits", *map(str, paths)])
         make_models.main()
     return "../guided/"
 
@@ -180,6 +181,19 @@ def test_guidance_moves_teacher_and_student_within_the_range_of_the_student(visi
     assert "guidance=1" in visit("#guidance=50").evaluate("location.hash")  # a student without guidance
 
 
+def test_classes_of_parts_are_radio_buttons_and_check_boxes(visit, guided):
+    page = visit(f"{guided}#label=0&steps=4")
+    assert page.get_by_role("radio").count() == 2 and page.get_by_role("checkbox").count() == 1
+    page.get_by_label("short").check()
+    page.get_by_label("hat").check()
+    page.wait_for_function("location.hash.includes('label=3')")
+    wait_for(page, DRAWN)
+    assert page.locator("#student canvas.z").get_attribute("aria-label") == "Student: sample of class short_hat"
+    read = "canvas => [...canvas.getContext('2d').getImageData(0, 0, 32, 32).data]"
+    red, green, blue, _ = np.array(page.locator("#student canvas.z").evaluate(read)).reshape(-1, 4).T
+    assert (red != green).any() and (green != blue).any()
+
+
 def test_where_there_is_no_student_the_teacher_draws_alone(visit):
     page = visit("#steps=4")
     page.locator("#steps").press("ArrowLeft")
@@ -188,15 +202,15 @@ def test_where_there_is_no_student_the_teacher_draws_alone(visit):
 
 
 def test_sixteen_more_and_a_picture_to_keep(visit, tmp_path):
-    page = visit("#digit=7&noise=17&steps=2")
+    page = visit("#label=7&noise=17&steps=2")
     page.get_by_role("button", name="Sixteen more samples").click()
     wait_for(page, "All are done.")
     grid = page.locator("#grid canvas")
-    assert grid.count() == 32 and grid.last.get_attribute("aria-label") == "Student, noise 33: a 7"
+    assert grid.count() == 32 and grid.last.get_attribute("aria-label") == "Student, noise 33: 7"
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as PNG").click()
     download.value.save_as(tmp_path / "kept.png")
-    assert download.value.suggested_filename == "digit-7-noise-17-steps-2.png"
+    assert download.value.suggested_filename == "digits-7-noise-17-steps-2.png"
     assert Image.open(tmp_path / "kept.png").size == (520, 256)
 
 
@@ -216,10 +230,10 @@ def test_it_can_be_seen_by_all(visit, options):
 
 
 def test_with_the_keyboard_alone(visit):
-    page = visit("#digit=3&noise=17&steps=1")
+    page = visit("#label=3&noise=17&steps=1")
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")  # to the next digit
-    page.wait_for_function("location.hash.includes('digit=4')")
+    page.wait_for_function("location.hash.includes('label=4')")
     page.keyboard.press("Tab")
     page.keyboard.type("18")
     page.keyboard.press("Enter")
