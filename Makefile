@@ -50,8 +50,6 @@ PICTURE_GUIDED := output/$(LESSON)-2-1-steps.png
 
 PAGE := output/page
 PORT := 8000
-ORT := ort.wasm.min.mjs ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm \
-	ort.webgpu.min.mjs ort-wasm-simd-threaded.asyncify.mjs ort-wasm-simd-threaded.asyncify.wasm
 
 .PHONY: lesson match evaluate fashion faces guided notebook gpu pretrained page serve test stress lint
 
@@ -150,13 +148,7 @@ $(PICTURE_GUIDED): $(ALL_MATCHED)
 		--compare $(addprefix $(TEACHER):,32 2 1) $(STUDENT_2) $(wordlist 3,4,$(ALL_MATCHED))
 
 $(PAGE)/index.html: $(wildcard web/*.* web/models/*/*) web/node_modules/installed
-	rm -rf $(PAGE)
-	mkdir -p $(PAGE)/ort
-	# Some servers do not know .mjs, so these files are called .js.
-	cp -r web/index.html web/style.css web/*.js web/models $(PAGE)/
-	for name in $(ORT); do \
-		cp web/node_modules/onnxruntime-web/dist/$$name $(PAGE)/ort/$$(echo $$name | sed 's/mjs$$/js/') || exit 1; \
-	done
+	$(PYTHON) -m web.make_page $(PAGE)
 
 web/node_modules/installed: web/package-lock.json
 	npm ci --prefix web --ignore-scripts --no-audit --no-fund
