@@ -1,8 +1,8 @@
 # make lesson      digits: train, distill from 1024 sampling steps to 1, compare; resumes what is unfinished
 # make match       moment matching: students of 8, 4, 2 and 1 steps; trains the lesson first
 # make evaluate    FID of the lesson's teacher and students, with a figure; four minutes on two cores
-#                  (match and evaluate also for LESSON=fashion and LESSON=faces)
-# make fashion     clothes, with guidance; half an hour; downloads 30 MB the first time
+#                  (match, evaluate and pretrained also take LESSON=fashion or LESSON=faces)
+# make fashion     clothes, with guidance; an hour; downloads 30 MB the first time
 # make faces       faces in colour, with guidance; half an hour
 # make notebook    runs both notebooks of docs/; the second needs the lesson, and trains it if it is missing
 # make gpu         measures a GPU in nine minutes: docs/gpu.py; CONFIG=configs/... for another lesson
@@ -26,7 +26,8 @@ FULL_SIZE := configs/ddpm_32x32_v_continuous.yaml
 LESSON := digits
 digits := ddpm_32x32_v_continuous_small 3600 360 260 220 200 400 400 400 600
 fashion := fashion_mnist_32x32_v_continuous_small 5000 600 600 800 1000 800 800 800 1200 2000
-faces := faces_16x16_v_continuous 6000 600 600 800 1000 800 800 800 1200 2000
+faces := faces_16x16_v_continuous 7000 360 260 220 200 400 400 400 600 1000
+$(if $($(LESSON)),,$(error LESSON=$(LESSON): should be digits, fashion or faces))
 entry = $(word $(1),$($(LESSON)))
 
 NAME := $(call entry,1)
@@ -46,6 +47,8 @@ SHORT_MATCHED := $(SHORT)/2/diffusion-120.pt $(SHORT)/1/diffusion-160.pt
 PICTURE := output/lesson-4-2-1-steps.png
 PICTURE_AT_8 := output/lesson-8-steps.png
 PICTURE_MATCHED := output/lesson-matched.png
+PRETRAINED := pretrained/$(if $(filter digits,$(LESSON)),mnist,$(LESSON))
+PROGRESSIVE := $(if $(filter digits,$(LESSON)),4 2 1)
 PICTURE_GUIDED := output/$(LESSON)-2-1-steps.png
 
 PAGE := output/page
@@ -79,17 +82,18 @@ notebook: .venv/notebook-installed
 	$(BIN)/jupyter execute --inplace docs/2_digits.ipynb
 
 define PRETRAIN
-$(BIN)/python convert.py --half --checkpoint $(1) --to_safetensors pretrained/mnist-$(2).safetensors
+$(BIN)/python convert.py --half --checkpoint $(1) --to_safetensors $(PRETRAINED)-$(2).safetensors
 
 endef
 
 pretrained: $(ALL_MATCHED) .venv/tests-installed
-	rm -f pretrained/mnist-*.safetensors
+	rm -f $(PRETRAINED)-*.safetensors
 	$(call PRETRAIN,$(TEACHER),teacher)
-	$(foreach n,4 2 1,$(call PRETRAIN,$(STUDENT_$(n)),student-$(n)))
+	$(foreach n,$(PROGRESSIVE),$(call PRETRAIN,$(STUDENT_$(n)),student-$(n)))
 	$(foreach n,4 2 1,$(call PRETRAIN,$(filter $(MATCHED)/$(n)/%,$(ALL_MATCHED)),matched-$(n)))
-	$(BIN)/python -m web.make_models digits pretrained/mnist-teacher.safetensors \
-		$(foreach n,4 2 1,pretrained/mnist-student-$(n).safetensors pretrained/mnist-matched-$(n).safetensors)
+	$(BIN)/python -m web.make_models $(LESSON) $(PRETRAINED)-teacher.safetensors \
+		$(foreach n,$(PROGRESSIVE),$(PRETRAINED)-student-$(n).safetensors) \
+		$(foreach n,4 2 1,$(PRETRAINED)-matched-$(n).safetensors)
 
 gpu: | $(INSTALLED)
 	$(BIN)/python -m docs.gpu --config_path $(if $(filter command line,$(origin CONFIG)),$(CONFIG),$(FULL_SIZE))
@@ -144,7 +148,7 @@ $(PICTURE): $(STUDENT_1)
 		$(TEACHER):1 $(STUDENT_1)
 
 $(PICTURE_GUIDED): $(ALL_MATCHED)
-	$(BIN)/python sample.py --num_samples $(if $(filter faces,$(LESSON)),16,20) --output $@ \
+	$(BIN)/python sample.py --num_samples $(if $(filter faces,$(LESSON)),8,20) --output $@ \
 		--compare $(addprefix $(TEACHER):,32 2 1) $(STUDENT_2) $(wordlist 3,4,$(ALL_MATCHED))
 
 $(PAGE)/index.html: $(wildcard web/*.* web/models/*/*) web/node_modules/installed

@@ -64,15 +64,18 @@ def test_an_npz_has_the_samples_and_their_classes(tmp_path, processes):
 def test_a_killed_command_completes_its_folder_which_is_a_data_set(tmp_path, monkeypatch):
     command = [sys.executable, str(ROOT / "sample.py"), *map(str, FLAGS), "--output", "samples", "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not Path("samples/000000.png").exists() and process.poll() is None:
+    first = Path("samples/000000.png"), Path("samples/000001.png")  # one batch
+    while not first[1].exists() and process.poll() is None:
         time.sleep(0.001)
     process.kill()
     process.wait()
-    first = Path("samples/000000.png").stat()
-    for path in [*Path("samples").glob("*.png")][1:]:
+    for path in set(Path("samples").glob("*.png")) - set(first):
         path.unlink()
+    Path("samples/000004.png").touch()  # as a power failure leaves a file
+    Path("samples/.000005.png.01234567.tmp").touch()
+    before = [path.stat().st_mtime_ns for path in first]
     assert call("sample.py", *FLAGS, "--output", "samples/") == 0
-    assert Path("samples/000000.png").stat().st_mtime_ns >= first.st_mtime_ns
+    assert [path.stat().st_mtime_ns for path in first] == before and not list(Path("samples").glob(".*.tmp"))
     assert np.array_equal(pngs(Path("samples")), expected([0, 1, 2]))
     monkeypatch.setattr(folder_cache, "CACHE", tmp_path / "cache")
     images = load_images(Data(name="folder", root="samples", image_size=8, num_channels=3))
@@ -86,9 +89,12 @@ def test_nothing_is_mixed_or_overwritten(tmp_path, capsys):
     Path("pictures/a.txt").write_text("mine")
     Path("a.npz").touch()
     for flags, message in (
-        (["--output", "samples", "--seed", 6], "samples: samples of another seed: 5, not 6; choose another name"),
+        (
+            ["--output", "samples", "--seed", 6],
+            "samples: samples of another seed: 5, not 6; delete it, or",
+        ),
         (["--output", "samples", "--sampling_steps", 3], "samples: samples of another sampler: "),
-        (["--output", "samples", "--num_samples", 3], "samples: has more than 3 samples; choose another name"),
+        (["--output", "samples", "--num_samples", 3], "samples: has more than 3 samples; delete it, or"),
         (["--output", "pictures"], "--output pictures: not empty, and not of sample.py; choose another folder"),
         (["--output", "a.npz"], "--output a.npz: exists already; choose another name"),
         (["--output", "a.gif"], "--output a.gif: should be a .png for a grid, an .npz, or a folder"),
@@ -96,5 +102,11 @@ def test_nothing_is_mixed_or_overwritten(tmp_path, capsys):
         capsys.readouterr()
         assert call("sample.py", *FLAGS, *flags) == 2 and message in capsys.readouterr().err
     assert np.array_equal(pngs(Path("samples")), before) and Path("a.npz").stat().st_size == 0
+    Path("samples/.samples.json").rename("kept.json")
+    for content in ("{", "[]", '{"seed": 1}'):
+        Path("samples/.samples.json").write_text(content)
+        assert call("sample.py", *FLAGS, "--output", "samples") == 2
+        assert "samples/.samples.json: not one of sample.py; delete samples, or" in capsys.readouterr().err
+    Path("kept.json").rename("samples/.samples.json")
     assert call("sample.py", *FLAGS, "--output", "samples", "--num_samples", 9) == 0
     assert np.array_equal(pngs(Path("samples"))[:7], before) and len(pngs(Path("samples"))) == 9

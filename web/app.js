@@ -7,7 +7,7 @@ import { Panel } from "./panel.js";
 import { allowed, readState, writeState } from "./state.js";
 
 const HALVINGS = 10; // from 1024 steps to one
-const DATA = ["digits"]; // folders of models/
+const DATA = ["digits", "faces"]; // folders of models/
 const BACKENDS = { wasm: "WebAssembly", webgpu: "WebGPU" };
 const byId = (id) => document.getElementById(id);
 const say = (text) => (byId("status").textContent = text);
@@ -17,6 +17,8 @@ let [manifest, loaded, state, drawing] = [null, null, readState(location.hash), 
 /** Draws the noise of the n-th sample of sample.py: first the initial z, then that of each stochastic step. */
 const noiseOf = (number) => normalNoise((manifest.noise_seed + number) % 2 ** 32, numbersOf(manifest));
 const teacher = () => manifest.models.find((model) => !model.steps);
+/** 0 if there are progressive students, 1 if there are matched ones. */
+const kinds = () => [...new Set(manifest.models.filter((model) => model.steps).map((model) => Number(model.matched)))];
 const students = () => manifest.models.filter((model) => model.steps && model.matched === Boolean(state.matched));
 const student = () => students().find((model) => model.steps === state.steps);
 
@@ -58,7 +60,7 @@ function change(changes) {
 /** Makes the state one that the models have. */
 function fitState() {
   state.label = Math.min(state.label, manifest.class_names.length - 1);
-  state.matched &= manifest.models.some((model) => model.matched);
+  if (!kinds().includes(state.matched)) [state.matched] = kinds();
   const [low, high] = manifest.guidance ?? [1, 1];
   state.guidance = Math.min(Math.max(state.guidance, low), high);
 }
@@ -129,7 +131,7 @@ function listen() {
   on("data", "change", ({ target }) => change({ data: Number(target.value) }));
   on("classes", "change", () => {
     const checked = [...byId("classes").querySelectorAll(":checked")].map((input) => input.value);
-    change({ label: manifest.class_names.indexOf(checked.join("_")) });
+    change({ label: partsOf(manifest.class_names).findIndex((parts) => parts.length === checked.length && parts.every((part) => checked.includes(part))) });
   });
   on("noise", "change", ({ target }) => change({ noise: allowed("noise", target.value, state.noise) }));
   on("other-noise", "click", () => change({ noise: Math.floor(1000 * Math.random()) }));
@@ -137,10 +139,10 @@ function listen() {
   on("steps", "change", ({ target }) => change({ steps: 2 ** (HALVINGS - target.value) }));
   on("matched", "change", ({ target }) => change({ matched: Number(target.value) }));
   on("guidance", "change", ({ target }) => change({ guidance: Number(target.value) }));
-  on("backend", "change", () => work(draw));
+  on("backend", "change", () => change({}));
   on("more", "click", () => work(drawMore));
   on("save", "click", save);
-  on("controls", "submit", (event) => event.preventDefault());
+  document.forms[0].addEventListener("submit", (event) => event.preventDefault());
   addEventListener("hashchange", () => change(readState(location.hash)));
 }
 
@@ -165,7 +167,7 @@ function fillForData() {
     label.append(part); // as text: names may come from anywhere
     return label;
   }));
-  byId("matched-label").hidden = !manifest.models.some((model) => model.matched);
+  byId("matched-label").hidden = kinds().length === 1;
   byId("guidance-label").hidden = !manifest.guidance;
   [byId("guidance").min, byId("guidance").max] = manifest.guidance ?? [1, 1];
   byId("actions").disabled = false;

@@ -147,7 +147,7 @@ from conftest import call
 for name in sys.argv[3:]:
     name, _, revision = name.partition("@")
     flags = ["--revision", revision] if revision else []
-    code = call("convert.py", "--from_diffusers", name, "--output", f"{name}/diffusion-0.pt", *flags)
+    code = call("convert.py", "--from_diffusers", name, "--output", f"out/{name}/diffusion-0.pt", *flags)
     print(f"exit code {code}", file=sys.stderr)
 """
 
@@ -163,7 +163,7 @@ def test_what_is_wrong_on_the_hub_is_one_line(tmp_path, hub):
         f"{NAME}@nowhere": f"--revision nowhere: {NAME} has no such branch, tag or commit",
         "some-lab/gated": "some-lab/gated: gated: accept its conditions on its page, then: hf auth login",
         "some-lab/pickled": "some-lab/pickled: has no .safetensors; pickles (.bin, .ckpt) are neither fetched nor read",
-        "some-lab/cut": "some-lab/cut: cannot be fetched: ",
+        "some-lab/cut": "some-lab/cut: cannot be fetched from the hub: ",
     }
     lines = convert(hub, tmp_path, *wrong)
     assert lines[1::2] == ["exit code 2"] * len(wrong) and not list(tmp_path.rglob("diffusion-0.pt"))
@@ -175,7 +175,7 @@ def test_what_was_fetched_once_is_converted_without_the_hub(tmp_path, hub):
     assert convert(hub, tmp_path, NAME) == ["exit code 0"]
     hub.server.shutdown()
     hub.server.server_close()
-    (tmp_path / NAME).rename(tmp_path / "first")
+    (tmp_path / "out").rename(tmp_path / "first")
     assert convert(hub, tmp_path, NAME) == ["exit code 0"]
 
 

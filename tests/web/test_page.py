@@ -148,6 +148,26 @@ def test_the_slider_halves_the_steps_and_the_address_remembers(visit):
     assert abs(drawn(page, "teacher") - drawn(page, "student")).mean() > 5
 
 
+def test_faces_are_those_of_sample_py(visit):
+    """Golden: `sample.py --num_samples 8 --precision fp32 --guidance 1.5` of pretrained/faces-matched-2."""
+    page = visit("#steps=2&label=0&noise=0")
+    page.locator("#data").select_option(label="faces")
+    page.wait_for_function("location.hash.includes('data=1')")
+    golden = np.array(Image.open(ROOT / "tests/golden/page_faces.png").convert("RGB"), dtype=int)[::2, ::2]
+    names = ["long", "long glasses", "long glasses hat", "long hat", "short", "short glasses", "short glasses hat"]
+    for number, name in enumerate([*names, "short hat"]):
+        page.evaluate(f"location.hash = '#data=1&steps=2&guidance=1.5&noise={number}&label={number}'")
+        page.wait_for_function(
+            f"document.querySelector('#student canvas.z').ariaLabel.endsWith('class {name.replace(' ', '_')}')"
+        )
+        wait_for(page, DRAWN)
+        checked = page.locator("#classes :checked").evaluate_all("inputs => inputs.map(input => input.value)")
+        assert checked == name.split()
+        read = "canvas => [...canvas.getContext('2d').getImageData(0, 0, 16, 16).data]"
+        found = np.array(page.locator("#student canvas.z").evaluate(read), dtype=int).reshape(16, 16, 4)[:, :, :3]
+        assert abs(found - golden[-18:-2, 18 * number + 2 : 18 * number + 18]).max() <= 1
+
+
 @pytest.fixture(scope="module")
 def guided(site, address):
     """The page, with an untrained teacher in colour, and a student of 4 steps that takes guidance from 1 to 3."""
@@ -231,6 +251,7 @@ def test_it_can_be_seen_by_all(visit, options):
 
 def test_with_the_keyboard_alone(visit):
     page = visit("#label=3&noise=17&steps=1")
+    page.keyboard.press("Tab")  # to the choice of data
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")  # to the next digit
     page.wait_for_function("location.hash.includes('label=4')")

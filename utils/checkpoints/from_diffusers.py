@@ -92,9 +92,7 @@ def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Metadata, 
     """
     if not folder.exists():
         raise InputError(f"{folder}: no such folder, and not the name of a model on the hub, such as user/model")
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"{folder}: not a folder of a diffusers pipeline: there is no model_index.json in it")
-    _require_class(folder / "model_index.json", ["DDIMPipeline", "DDPMPipeline"])
+    require_pipeline(folder / "model_index.json")
     unet, scheduler = (part if part.is_dir() else folder for part in (folder / "unet", folder / "scheduler"))
     diffusion, clip = _read_scheduler(scheduler / "scheduler_config.json")
     network, data = _read_network(unet / "config.json", diffusion["betas"]["num_train_timesteps"])
@@ -117,6 +115,13 @@ def read_pipeline(folder: Path, *, last_class_is_none: bool) -> tuple[Metadata, 
         raise InputError(f"{folder}: cannot be converted: {': '.join(explain(error))}") from error
     metadata = Metadata(config=config, step=0, kind="teacher", sampling=config.teacher_sampling, prediction=prediction)
     return metadata, _read_weights(unet, config, last_class_is_none)
+
+
+def require_pipeline(index: Path) -> None:
+    """Raises InputError unless this is the model_index.json of a pipeline that can be converted."""
+    if not index.is_file():
+        raise InputError(f"{index.parent}: not a diffusers pipeline: there is no model_index.json in it")
+    _require_class(index, ["DDIMPipeline", "DDPMPipeline"])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

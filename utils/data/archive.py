@@ -9,17 +9,22 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from utils.data.decoding import BrokenImage
 from utils.system.errors import InputError, printable
+from utils.system.files import require_regular_file
 
 MOST_BYTES = 2**28  # of an entry
 HEADER = 30  # bytes before each entry, besides its name
+DAMAGE = BadZipFile, NotImplementedError, EOFError, ValueError, KeyError, zlib.error
 
 
 def open_archive(path: Path) -> ZipFile:
-    """A zip. Raises InputError if it is none, or incomplete."""
+    """A zip. Raises InputError if it is none, incomplete or unreadable."""
+    require_regular_file(path)
     try:
         return ZipFile(path)
-    except (BadZipFile, NotImplementedError, ValueError) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: neither a folder nor a complete zip: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def list_entries(path: Path) -> list[ZipInfo]:
@@ -29,8 +34,9 @@ def list_entries(path: Path) -> list[ZipInfo]:
     names = set()
     for entry in entries:
         kind = stat.S_IFMT(entry.external_attr >> 16)
+        both = f"{entry.filename}\n{entry.orig_filename}"  # newer Pythons take the first from a field of its own
         for wrong, what in (
-            (re.search(r"^/|^\w:|\\|\x00|(^|/)\.\.(/|$)", entry.orig_filename), "its name leads out of the archive"),
+            (re.search(r"^/|^\w:|\\|\x00|(^|/)\.\.(/|$)", both, re.MULTILINE), "its name leads out of the archive"),
             (kind not in (0, stat.S_IFREG, stat.S_IFDIR), "a link or a device, not a file"),
             (entry.flag_bits & 0x1, "encrypted"),
             (entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED), "its compression is not one of stored, deflated"),
@@ -51,11 +57,13 @@ def list_entries(path: Path) -> list[ZipInfo]:
 def read_entry(archive: ZipFile, name: str) -> bytes:
     """The content of an entry. Raises BrokenImage if it is damaged, or very large."""
     shown = f"{archive.filename}: {printable(name)}"
-    if archive.getinfo(name).file_size > MOST_BYTES:
-        raise BrokenImage(f"{shown}: larger than {MOST_BYTES // 2**20} MiB")
     try:
-        return archive.read(name)
-    except (BadZipFile, NotImplementedError, EOFError, zlib.error) as error:
+        size = archive.getinfo(name).file_size
+        if size > MOST_BYTES:
+            raise BrokenImage(f"{shown}: larger than {MOST_BYTES // 2**20} MiB")
+        with archive.open(name) as file:
+            return file.read(size)  # not `archive.read`, which unpacks all that is there before it looks at the size
+    except DAMAGE as error:
         raise BrokenImage(f"{shown}: cannot be read: damaged: {error}") from error
     except OSError as error:
         raise InputError(f"{shown}: cannot be read: {error.strerror or error}") from error

@@ -37,7 +37,7 @@ def require_num_classes(class_names: Sequence[str], config: Config) -> None:
     if "train" in sets and len(sets) > 1 and sets <= SETS:
         raise InputError(
             f"data.root: {config.data.root}: {' and '.join(sorted(sets))} seem to be sets of images, not classes: "
-            f"root should be {Path(config.data.root, 'train')}, and test_root one of the others, each a folder or a zip"
+            f"root should be {Path(config.data.root, 'train')} (of a zip: a zip of it), and test_root one of the others"
         )
     if num_classes and (found != num_classes or found == 1):
         name = config.data.root if config.data.name == "folder" else config.data.name

@@ -4,6 +4,7 @@ dataset.json is that of EDM's dataset_tool: {"labels": [["00000/img00000000.png"
 """
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -100,11 +101,12 @@ def _walk(root: Path, others: Counter[str]) -> Iterator[ImageFile]:
 
 def _entries(root: Path) -> Iterator[ImageFile]:
     """The files in a zip. Folders that contain all images, as a zip of one folder has, are no classes."""
-    entries = [entry for entry in list_entries(root) if not f"/{entry.filename}".count("/.")]
-    wanted = [name for name in (entry.filename for entry in entries) if name.lower().endswith((*FORMATS, MANIFEST))]
-    common = os.path.commonpath(map(os.path.dirname, wanted)) if wanted else ""
-    for entry in entries:
-        class_name = os.path.dirname(entry.filename).removeprefix(common).lstrip("/")
+    named = [(entry.filename.removeprefix("./"), entry) for entry in list_entries(root)]
+    named = [(name, entry) for name, entry in named if "/." not in f"/{name}"]
+    wanted = [posixpath.dirname(name) for name, _ in named if name.lower().endswith((*FORMATS, MANIFEST))]
+    common = posixpath.commonpath(wanted) if wanted else ""
+    for name, entry in named:
+        class_name = posixpath.dirname(name).removeprefix(common).lstrip("/")
         yield ImageFile(class_name, entry.filename, entry.file_size, (entry.CRC, 0))
 
 

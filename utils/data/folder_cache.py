@@ -112,7 +112,7 @@ def load_folder(
     if settings.class_names:
         given = [printable(name) for name in settings.class_names]
         if sorted(given) != sorted(class_names):
-            raise InputError(f"data.class_names: should be the subfolders of {root}: {first_of(class_names)}")
+            raise InputError(f"data.class_names: should be the classes in {root}: {first_of(class_names)}")
         folders = dict.fromkeys(file.class_name for file in folder.files)  # in the order of class_names
         numbers = {name: number for number, name in enumerate(given)}
         position = {folder: numbers[name] for folder, name in zip(folders, class_names, strict=True)}

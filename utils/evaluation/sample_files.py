@@ -1,8 +1,10 @@
 """Samples as files for the tools of others: a folder of PNGs, or an .npz as the evaluator of ADM reads it."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,24 @@ from tqdm import tqdm
 from utils.data.folder import MANIFEST
 from utils.system.distributed import distributed_map, on_rank_zero
 from utils.system.errors import InputError
-from utils.system.files import LOCK_NAME, locked, read_if_there, write_atomically
+from utils.system.files import LOCK_NAME, delete_files, locked, read_if_there, write_atomically
 
 SETTINGS = ".samples.json"  # what the samples of a folder depend on, besides their index
 
 
+@on_rank_zero
 def require_new(path: Path) -> None:
     """Raises InputError if the .npz exists, or the folder holds something else than samples."""
-    if path.suffix == ".npz":
-        if path.exists():
+    try:
+        if path.suffix == ".npz" and path.exists():
             raise InputError(f"--output {path}: exists already; choose another name")
-    elif path.suffix:
-        raise InputError(f"--output {path}: should be a .png for a grid, an .npz, or a folder")
-    elif path.exists() and not (path.is_dir() and ((path / SETTINGS).exists() or _is_empty(path))):
-        raise InputError(f"--output {path}: not empty, and not of sample.py; choose another folder")
+        if path.suffix not in ("", ".npz"):
+            raise InputError(f"--output {path}: should be a .png for a grid, an .npz, or a folder without a dot")
+        others = path.exists() and {entry.name for entry in path.iterdir()} - {LOCK_NAME}
+        if others and SETTINGS not in others:
+            raise InputError(f"--output {path}: not empty, and not of sample.py; choose another folder")
+    except OSError as error:
+        raise InputError(f"--output {path}: {error.strerror or error}") from error
 
 
 def write_samples(
@@ -39,39 +45,44 @@ def write_samples(
     and the labels as arr_1; until all are drawn, they are in a hidden folder beside it. Raises InputError if there are
     samples of other settings.
     """
-    is_npz = path.suffix == ".npz"
+    is_npz, count = path.suffix == ".npz", batches[-1].stop
     folder = path.with_name(f".{path.name}.parts") if is_npz else path
     with locked(folder):
-        _require_same(folder, settings, batches[-1].stop)
+        _require_same(folder, settings, count)
         missing = _missing(folder, batches)
         drawn = distributed_map(lambda batch: draw(batch).cpu(), missing)
         for batch, samples in zip(missing, tqdm(drawn, "sampling", len(missing), unit="batch"), strict=True):
             _write_pngs(folder, batch, samples)
-        _finish(folder, path if is_npz else None, batches[-1].stop, labels)
+        _write_npz(folder, path, count, labels) if is_npz else _write_labels(folder, labels)
+    if is_npz:
+        on_rank_zero(shutil.rmtree)(folder)
 
 
 def _png(folder: Path, index: int) -> Path:
     return folder / f"{index:06}.png"
 
 
-def _is_empty(folder: Path) -> bool:
-    return not any(entry.name != LOCK_NAME for entry in folder.iterdir())
-
-
-@on_rank_zero
 def _require_same(folder: Path, settings: dict[str, Any], count: int) -> None:
-    known = json.loads(read_if_there(folder / SETTINGS) or "null") or settings
-    if _png(folder, count).exists():
-        raise InputError(f"{folder}: has more than {count} samples; choose another name")
-    for key, value in settings.items():
-        if known[key] != value:
-            raise InputError(f"{folder}: samples of another {key}: {known[key]}, not {value}; choose another name")
+    content = read_if_there(folder / SETTINGS)
+    delete_files(folder, ".*.tmp", *(["*.png"] if content is None else []))
+    try:
+        known = json.loads(content or json.dumps(settings))
+        wrong = [name for name, value in settings.items() if known[name] != value]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / SETTINGS}: not one of sample.py; delete {folder}, or choose another") from error
+    for name in wrong:
+        old = f"samples of another {name}: {known[name]}, not {settings[name]}"
+        raise InputError(f"{folder}: {old}; delete it, or choose another --output")
+    if _missing(folder, [range(count, count + 1)]) == []:
+        raise InputError(f"{folder}: has more than {count} samples; delete it, or choose another --output")
     write_atomically(folder / SETTINGS, lambda file: file.write(json.dumps(settings).encode()))
 
 
 @on_rank_zero
 def _missing(folder: Path, batches: Sequence[range]) -> list[range]:
-    return [batch for batch in batches if not all(_png(folder, index).exists() for index in batch)]
+    """The batches that are not there; a power failure may leave empty files."""
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(folder)}
+    return [batch for batch in batches if not all(sizes.get(_png(folder, index).name) for index in batch)]
 
 
 @on_rank_zero
@@ -79,17 +90,23 @@ def _write_pngs(folder: Path, batch: range, samples: Tensor) -> None:
     pixels = ((samples + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     for index, image in zip(batch, pixels, strict=True):
         picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-        write_atomically(_png(folder, index), lambda file, picture=picture: picture.save(file, "PNG"))
+        write_atomically(_png(folder, index), partial(picture.save, format="PNG"), sync=False)
+
+
+def _write_labels(folder: Path, labels: list[int]) -> None:
+    """Writes dataset.json, in which the sampled classes are 0, 1, 2, ..."""
+    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    pairs = [[_png(folder, index).name, numbers[label]] for index, label in enumerate(labels)]
+    content = json.dumps({"labels": pairs or None})
+    write_atomically(folder / MANIFEST, lambda file: file.write(content.encode()))
 
 
 @on_rank_zero
-def _finish(folder: Path, npz: Path | None, count: int, labels: list[int]) -> None:
-    """Writes the labels of a folder, or the .npz, and deletes its parts."""
-    if npz is None and labels:
-        pairs = [[_png(folder, index).name, label] for index, label in enumerate(labels)]
-        write_atomically(folder / MANIFEST, lambda file: file.write(json.dumps({"labels": pairs}).encode()))
-    if npz is not None:
-        images = np.stack([np.asarray(Image.open(_png(folder, index)).convert("RGB")) for index in range(count)])
-        arrays = {"arr_0": images, **({"arr_1": np.array(labels)} if labels else {})}
-        write_atomically(npz, lambda file: np.savez(file, **arrays))
-        shutil.rmtree(folder)
+def _write_npz(folder: Path, path: Path, count: int, labels: list[int]) -> None:
+    delete_files(path.parent, f".{path.name}.????????.tmp")
+    first = np.asarray(Image.open(_png(folder, 0)).convert("RGB"))
+    images = np.empty((count, *first.shape), np.uint8)
+    for index in range(count):
+        images[index] = Image.open(_png(folder, index)).convert("RGB")
+    arrays = {"arr_0": images, **({"arr_1": np.array(labels)} if labels else {})}
+    write_atomically(path, lambda file: np.savez(file, **arrays))

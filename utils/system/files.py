@@ -30,20 +30,21 @@ def temporary_name(path: Path) -> Path:
 
 
 @on_rank_zero
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, sync: bool = True) -> None:
     """Calls `write` with a temporary file beside `path`, then renames it: a kill leaves the old file or the new one.
 
-    When this returns, the file and its name are on the disk. Raises InputError if the disk is full, the folder is not
-    writable, or the like; the old file is unchanged.
+    When this returns, the file and its name are on the disk, unless `sync` is false, which is faster. Raises InputError
+    if the disk is full, the folder is not writable, or the like; the old file is unchanged.
     """
     temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
+        if sync and os.name == "posix":  # elsewhere a folder cannot be opened
             descriptor = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(descriptor)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -108,10 +109,11 @@ class WeightsAndBiases(Logger):
 
             known = read_if_there(folder / self.files) or uuid.uuid4().hex.encode()
             write_atomically(folder / self.files, lambda file: file.write(known))
-            options = {"project": "progressive-distillation", "name": str(folder), "dir": folder}
+            project = os.environ.get("WANDB_PROJECT", "progressive-distillation")
+            options = {"project": project, "name": str(folder), "dir": folder}
             try:
                 self._run = wandb.init(id=known.decode(), resume="allow", **options)
-            except wandb.Error as error:
+            except (wandb.Error, ValueError) as error:
                 raise InputError(f"loggers: wandb: {error}") from error
             self._run.define_metric("*", step_metric="step")  # W&B's own steps cannot be repeated after a kill
 
