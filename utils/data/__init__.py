@@ -1,1 +1,1 @@
-"""Training and test images: data sets, sets and batches (images), folders, and their cache (folder_cache)."""
+"""Training and test images: data sets, batches, folders and zips, decoding, and the cache of decoded images."""

@@ -1,1 +1,1 @@
-"""Quality: samples and their features (evaluation), metrics, the classifier, results.json, the table and figures."""
+"""Quality: samples and their features (evaluation), metrics, the classifier, results.json, table, figures, sample files."""
