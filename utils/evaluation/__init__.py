@@ -1,1 +1,1 @@
-"""Quality: samples and their features (evaluation), metrics, the classifier, results.json, table, figures, sample files."""
+"""Quality: samples and their features (evaluation), metrics, the classifier, results.json, figures, sample files."""
