@@ -55,6 +55,8 @@ def test_a_zip_is_read_like_the_folder_that_it_was_made_of(tmp_path, compression
     assert values(folder) == [0, 1, 2, 10, 11, 12] and folder.class_names == ["cat", "dog"]
     assert same(folder, load(write_zip(tmp_path / "flat.zip", PICTURES, compression)))
     assert same(folder, load(write_zip(tmp_path / "dots.zip", {f"./{name}": PICTURES[name] for name in PICTURES})))
+    one = {f"pictures/{name}": content for name, content in PICTURES.items() if "cat" in name}
+    assert load(write_zip(tmp_path / "one.zip", one)).class_names == ["cat"]
     around = {"__MACOSX/cat/._1.png": b"junk", "pictures/": b"", "pictures/.DS_Store": b"junk"}
     with_folder = {f"pictures/{name}": content for name, content in reversed(PICTURES.items())} | around
     assert same(folder, load(write_zip(tmp_path / "with_folder.zip", with_folder, compression)))

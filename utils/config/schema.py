@@ -337,5 +337,7 @@ class Config(Section):
             raise ValueError(f"sampling.guidance: {scale:g} is not in the range of distillation.guidance, {scales}")
         for wrong, name in ((scales, "distillation.guidance"), (scale != 1, "sampling.guidance")):
             if wrong and not (self.network.num_classes and self.training.class_dropout):
-                raise ValueError(f"{name}: needs classes (network.num_classes), and a training.class_dropout above 0")
+                raise ValueError(
+                    f"{name}: needs classes (network.num_classes) and a training.class_dropout above 0, or no guidance"
+                )
         return self

@@ -22,7 +22,7 @@ def open_archive(path: Path) -> ZipFile:
     try:
         return ZipFile(path)
     except DAMAGE as error:
-        raise InputError(f"{path}: neither a folder nor a complete zip: {error}") from error
+        raise InputError(f"{path}: neither a folder nor a complete zip") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
 

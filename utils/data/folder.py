@@ -100,11 +100,12 @@ def _walk(root: Path, others: Counter[str]) -> Iterator[ImageFile]:
 
 
 def _entries(root: Path) -> Iterator[ImageFile]:
-    """The files in a zip. Folders that contain all images, as a zip of one folder has, are no classes."""
+    """The files in a zip. A folder around all subfolders, as a zip of one folder has, is no part of the classes."""
     named = [(entry.filename.removeprefix("./"), entry) for entry in list_entries(root)]
     named = [(name, entry) for name, entry in named if "/." not in f"/{name}"]
     wanted = [posixpath.dirname(name) for name, _ in named if name.lower().endswith((*FORMATS, MANIFEST))]
     common = posixpath.commonpath(wanted) if wanted else ""
+    common = posixpath.dirname(common) if len(set(wanted)) == 1 else common
     for name, entry in named:
         class_name = posixpath.dirname(name).removeprefix(common).lstrip("/")
         yield ImageFile(class_name, entry.filename, entry.file_size, (entry.CRC, 0))

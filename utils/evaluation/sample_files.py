@@ -26,7 +26,7 @@ def require_new(path: Path) -> None:
     """Raises InputError if the .npz exists, or the folder holds something else than samples."""
     try:
         if path.suffix == ".npz" and path.exists():
-            raise InputError(f"--output {path}: exists already; choose another name")
+            raise InputError(f"--output {path}: is there and complete; choose another name")
         if path.suffix not in ("", ".npz"):
             raise InputError(f"--output {path}: should be a .png for a grid, an .npz, or a folder without a dot")
         others = path.exists() and {entry.name for entry in path.iterdir()} - {LOCK_NAME}
@@ -72,9 +72,9 @@ def _require_same(folder: Path, settings: dict[str, Any], count: int) -> None:
         raise InputError(f"{folder / SETTINGS}: not one of sample.py; delete {folder}, or choose another") from error
     for name in wrong:
         old = f"samples of another {name}: {known[name]}, not {settings[name]}"
-        raise InputError(f"{folder}: {old}; delete it, or choose another --output")
+        raise InputError(f"{folder}: {old}; delete this folder, or choose another --output")
     if _missing(folder, [range(count, count + 1)]) == []:
-        raise InputError(f"{folder}: has more than {count} samples; delete it, or choose another --output")
+        raise InputError(f"{folder}: has more than {count} samples; delete this folder, or choose another --output")
     write_atomically(folder / SETTINGS, lambda file: file.write(json.dumps(settings).encode()))
 
 
