@@ -171,14 +171,6 @@ def test_what_is_wrong_on_the_hub_is_one_line(tmp_path, hub):
         assert line.startswith(f"convert.py: error: {message}")
 
 
-def test_what_was_fetched_once_is_converted_without_the_hub(tmp_path, hub):
-    assert convert(hub, tmp_path, NAME) == ["exit code 0"]
-    hub.server.shutdown()
-    hub.server.server_close()
-    (tmp_path / "out").rename(tmp_path / "first")
-    assert convert(hub, tmp_path, NAME) == ["exit code 0"]
-
-
 def test_only_names_of_the_hub_take_a_revision(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_pipeline(tmp_path / "some/model")
