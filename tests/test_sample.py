@@ -91,12 +91,12 @@ def test_nothing_is_mixed_or_overwritten(tmp_path, capsys):
     for flags, message in (
         (
             ["--output", "samples", "--seed", 6],
-            "samples: samples of another seed: 5, not 6; delete it, or",
+            "samples: has samples of another seed: 5, not 6; delete this folder, or",
         ),
-        (["--output", "samples", "--sampling_steps", 3], "samples: samples of another sampler: "),
-        (["--output", "samples", "--num_samples", 3], "samples: has more than 3 samples; delete it, or"),
+        (["--output", "samples", "--sampling_steps", 3], "samples: has samples of another sampler: "),
+        (["--output", "samples", "--num_samples", 3], "samples: has more than 3 samples; delete this folder, or"),
         (["--output", "pictures"], "--output pictures: not empty, and not of sample.py; choose another folder"),
-        (["--output", "a.npz"], "--output a.npz: exists already; choose another name"),
+        (["--output", "a.npz"], "--output a.npz: is there and complete; choose another name"),
         (["--output", "a.gif"], "--output a.gif: should be a .png for a grid, an .npz, or a folder"),
     ):
         capsys.readouterr()
@@ -106,7 +106,7 @@ def test_nothing_is_mixed_or_overwritten(tmp_path, capsys):
     for content in ("{", "[]", '{"seed": 1}'):
         Path("samples/.samples.json").write_text(content)
         assert call("sample.py", *FLAGS, "--output", "samples") == 2
-        assert "samples/.samples.json: not one of sample.py; delete samples, or" in capsys.readouterr().err
+        assert "samples: has other samples; delete this folder, or choose another --output" in capsys.readouterr().err
     Path("kept.json").rename("samples/.samples.json")
     assert call("sample.py", *FLAGS, "--output", "samples", "--num_samples", 9) == 0
     assert np.array_equal(pngs(Path("samples"))[:7], before) and len(pngs(Path("samples"))) == 9

@@ -24,16 +24,16 @@ SETTINGS = ".samples.json"  # what the samples of a folder depend on, besides th
 @on_rank_zero
 def require_new(path: Path) -> None:
     """Raises InputError if the .npz exists, or the folder holds something else than samples."""
+    if path.suffix not in ("", ".npz"):
+        raise InputError(f"--output {path}: should be a .png for a grid, an .npz, or a folder without a dot")
     try:
         if path.suffix == ".npz" and path.exists():
             raise InputError(f"--output {path}: is there and complete; choose another name")
-        if path.suffix not in ("", ".npz"):
-            raise InputError(f"--output {path}: should be a .png for a grid, an .npz, or a folder without a dot")
         others = path.exists() and {entry.name for entry in path.iterdir()} - {LOCK_NAME}
-        if others and SETTINGS not in others:
-            raise InputError(f"--output {path}: not empty, and not of sample.py; choose another folder")
     except OSError as error:
         raise InputError(f"--output {path}: {error.strerror or error}") from error
+    if others and SETTINGS not in others:
+        raise InputError(f"--output {path}: not empty, and not of sample.py; choose another folder")
 
 
 def write_samples(
@@ -63,19 +63,20 @@ def _png(folder: Path, index: int) -> Path:
 
 
 def _require_same(folder: Path, settings: dict[str, Any], count: int) -> None:
-    content = read_if_there(folder / SETTINGS)
-    delete_files(folder, ".*.tmp", *(["*.png"] if content is None else []))
+    content = read_if_there(folder / SETTINGS) or json.dumps(settings).encode()
+    delete_files(folder, ".*.tmp", *([] if (folder / SETTINGS).exists() else ["*.png"]))
+    wrong = "has other samples"
     try:
-        known = json.loads(content or json.dumps(settings))
-        wrong = [name for name, value in settings.items() if known[name] != value]
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / SETTINGS}: not one of sample.py; delete {folder}, or choose another") from error
-    for name in wrong:
-        old = f"samples of another {name}: {known[name]}, not {settings[name]}"
-        raise InputError(f"{folder}: {old}; delete this folder, or choose another --output")
-    if _missing(folder, [range(count, count + 1)]) == []:
-        raise InputError(f"{folder}: has more than {count} samples; delete this folder, or choose another --output")
-    write_atomically(folder / SETTINGS, lambda file: file.write(json.dumps(settings).encode()))
+        known = json.loads(content)
+        names = [name for name, value in settings.items() if known[name] != value]
+        wrong = "".join(f"has samples of another {name}: {known[name]}, not {settings[name]}" for name in names[:1])
+    except (ValueError, TypeError, KeyError):
+        pass
+    if not wrong and not _missing(folder, [range(count, count + 1)]):
+        wrong = f"has more than {count} samples"
+    if wrong:
+        raise InputError(f"{folder}: {wrong}; delete this folder, or choose another --output")
+    write_atomically(folder / SETTINGS, lambda file: file.write(content))
 
 
 @on_rank_zero
@@ -97,16 +98,13 @@ def _write_labels(folder: Path, labels: list[int]) -> None:
     """Writes dataset.json, in which the sampled classes are 0, 1, 2, ..."""
     numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
     pairs = [[_png(folder, index).name, numbers[label]] for index, label in enumerate(labels)]
-    content = json.dumps({"labels": pairs or None})
-    write_atomically(folder / MANIFEST, lambda file: file.write(content.encode()))
+    content = json.dumps({"labels": pairs or None}).encode()
+    write_atomically(folder / MANIFEST, lambda file: file.write(content))
 
 
 @on_rank_zero
 def _write_npz(folder: Path, path: Path, count: int, labels: list[int]) -> None:
     delete_files(path.parent, f".{path.name}.????????.tmp")
-    first = np.asarray(Image.open(_png(folder, 0)).convert("RGB"))
-    images = np.empty((count, *first.shape), np.uint8)
-    for index in range(count):
-        images[index] = Image.open(_png(folder, index)).convert("RGB")
+    images = np.stack([np.asarray(Image.open(_png(folder, index)).convert("RGB")) for index in range(count)])
     arrays = {"arr_0": images, **({"arr_1": np.array(labels)} if labels else {})}
     write_atomically(path, lambda file: np.savez(file, **arrays))
