@@ -78,14 +78,15 @@ def from_diffusers(arguments: argparse.Namespace) -> None:
     config_path = output.with_name(f"{output.resolve().parent.name}.yaml")
     require_free(output, ".pt")
     require_free(config_path, ".yaml")
-    prepare_folder(output.parent)
     folder = Path(source)
     if is_hub_name(source):
+        prepare_folder(output.parent)  # before the download
         folder, commit = fetch_pipeline(source, arguments.revision)
         source = f"{source}, commit {commit}"
     elif arguments.revision:
         raise InputError(f"--revision: {source} is not the name of a model on the hub")
     metadata, weights = read_pipeline(folder, last_class_is_none=arguments.last_class_is_none)
+    prepare_folder(output.parent)
     text = teacher_yaml(metadata.config, source=source, checkpoint=output, path=config_path)
     save_checkpoint(output, metadata, weights)
     try:

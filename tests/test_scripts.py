@@ -259,7 +259,7 @@ def test_classes_and_colour_go_all_the_way(folder_lesson, tmp_path, monkeypatch)
     assert call("distill.py", *config, *flags, "--initial_sampling_steps", 3) == 0
     student = "output/distilled/tiny/1_3/diffusion-4.pt"
     assert call("sample.py", "--checkpoint", student, "--sampler", "ancestral", "--num_samples", 5) == 0
-    assert Image.open("output/grid.png").size == (4 * 18 + 2, 18 + 2 * 18 + 2)  # columns of each class
+    assert Image.open("output/grid.png").size == (2 * (4 * 18 + 2), 18 + 2 * (2 * 18 + 2))  # columns of each class
 
 
 def test_guidance_is_learned_and_then_an_input(folder_lesson, tmp_path, monkeypatch, capsys):

@@ -58,7 +58,7 @@ TEACHER = "teacher/diffusion-0.pt"
         (["--checkpoint", "none.pt", "--to_onnx", "x.onnx"], "none.pt: cannot be read"),
         (["--from_diffusers", "pipeline", "--output", TEACHER], "diffusion-0.pt: exists already"),
         (["--from_diffusers", "pipeline", "--output", "teacher/diffusion-1.pt"], "teacher.yaml: exists already"),
-        (["--from_diffusers", "full", "--output", "x/diffusion-0.pt"], "full: not a folder of a diffusers pipeline"),
+        (["--from_diffusers", "full", "--output", "x/diffusion-0.pt"], "full: not a diffusers pipeline"),
     ],
 )
 def test_one_line_and_nothing_written(folder, monkeypatch, capsys, arguments, said):
