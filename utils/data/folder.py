@@ -137,10 +137,7 @@ def _labelled(images: list[ImageFile], root: Path, manifest: str) -> list[ImageF
         (sorted(labels.keys() - paths), "labels of images that are missing"),
         (sorted(paths - labels.keys()), "images without a label"),
         (sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1), "labelled twice"),
-        (
-            [str(i) for i in range(len(found)) if i not in found],
-            "labels without an image (should be 0, 1, ...)",
-        ),
+        ([str(i) for i in range(len(found)) if i not in found], "labels without an image (should be 0, 1, ...)"),
     ):
         if wrong:
             raise InputError(f"{where}: {what}: {first_of([printable(name) for name in wrong], 3)}")

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
 from utils.data.folder import MANIFEST
+from utils.evaluation.evaluation import to_bytes
 from utils.system.distributed import distributed_map, on_rank_zero
 from utils.system.errors import InputError
-from utils.system.files import LOCK_NAME, delete_files, locked, read_if_there, write_atomically
+from utils.system.files import LOCK_NAME, delete_files, exists, locked, read_if_there, write_atomically
 
 SETTINGS = ".samples.json"  # what the samples of a folder depend on, besides their index
 
@@ -63,8 +65,9 @@ def _png(folder: Path, index: int) -> Path:
 
 
 def _require_same(folder: Path, settings: dict[str, Any], count: int) -> None:
-    content = read_if_there(folder / SETTINGS) or json.dumps(settings).encode()
-    delete_files(folder, ".*.tmp", *([] if (folder / SETTINGS).exists() else ["*.png"]))
+    content = read_if_there(folder / SETTINGS)
+    delete_files(folder, ".*.tmp", *(["*.png"] if content is None else []))
+    content = content or json.dumps(settings).encode()
     wrong = "has other samples"
     try:
         known = json.loads(content)
@@ -72,7 +75,7 @@ def _require_same(folder: Path, settings: dict[str, Any], count: int) -> None:
         wrong = "".join(f"has samples of another {name}: {known[name]}, not {settings[name]}" for name in names[:1])
     except (ValueError, TypeError, KeyError):
         pass
-    if not wrong and not _missing(folder, [range(count, count + 1)]):
+    if not wrong and exists(_png(folder, count)):
         wrong = f"has more than {count} samples"
     if wrong:
         raise InputError(f"{folder}: {wrong}; delete this folder, or choose another --output")
@@ -88,10 +91,8 @@ def _missing(folder: Path, batches: Sequence[range]) -> list[range]:
 
 @on_rank_zero
 def _write_pngs(folder: Path, batch: range, samples: Tensor) -> None:
-    pixels = ((samples + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    for index, image in zip(batch, pixels, strict=True):
-        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-        write_atomically(_png(folder, index), partial(picture.save, format="PNG"), sync=False)
+    for index, image in zip(batch, to_bytes(samples), strict=True):
+        write_atomically(_png(folder, index), partial(to_pil_image(image).save, format="PNG"), sync=False)
 
 
 def _write_labels(folder: Path, labels: list[int]) -> None:

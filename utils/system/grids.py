@@ -28,7 +28,7 @@ def grid(images: Tensor, class_names: Sequence[str] = (), scale: int | None = No
     Sample i of a class-conditional model has class i modulo their number. If there are not too many, each class has one
     or more columns, under its name. Each pixel becomes `scale` x `scale` pixels (by default 2 x 2 in small images).
     """
-    scale = scale or 1 + (images.shape[-1] <= SMALL)
+    scale = scale or _scale_of_small(images)
     return torch.cat([*_headings(images, class_names, scale), _table(images, class_names, scale)], dim=1)
 
 
@@ -43,7 +43,7 @@ def comparison(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = ()
     The panels are side by side. If each class has a column, they are one below the other, unless that is too tall.
     """
     first, font = panels[0][1], _font(FONT_SIZE)
-    scale = (1 + (first.shape[-1] < ENLARGED)) * (1 + (first.shape[-1] <= SMALL))
+    scale = _scale_of_small(first) * (2 if first.shape[-1] < ENLARGED else 1)
     headings, tables = _headings(first, class_names, scale), [_table(x, class_names, scale) for _, x in panels]
     width = max(tables[0].shape[2], *(math.ceil(font.getlength(label)) + 8 for label, _ in panels))
     stacked = headings and len(tables) * tables[0].shape[1] <= TALLEST * tables[0].shape[2]
@@ -56,6 +56,10 @@ def comparison(panels: list[tuple[str, Tensor]], class_names: Sequence[str] = ()
     if stacked:
         return torch.cat([*(_padded(part, width) for part in headings), *parts], dim=1)
     return torch.cat(parts, dim=2)
+
+
+def _scale_of_small(images: Tensor) -> int:
+    return 2 if images.shape[-1] <= SMALL else 1
 
 
 def _columns(images: Tensor, class_names: Sequence[str]) -> tuple[int, bool]:
