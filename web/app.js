@@ -159,8 +159,8 @@ const className = () => manifest.class_names[state.label];
 function fillForData() {
   const parts = partsOf(manifest.class_names);
   const choices = new Map(parts.flatMap((list) => list.map((part, k) => [part, k ? "checkbox" : "radio"])));
-  const inputs = [...choices].sort(([, a], [, b]) => (a === b ? 0 : a === "radio" ? -1 : 1));
-  byId("classes").replaceChildren(...inputs.map(([part, type]) => {
+  const inputs = (type) => [...choices].filter((choice) => choice[1] === type);
+  byId("classes").replaceChildren(...[...inputs("radio"), ...inputs("checkbox")].map(([part, type]) => {
     const label = document.createElement("label");
     label.innerHTML = `<input type="${type}" name="class" />`;
     label.firstChild.value = part;
