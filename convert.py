@@ -50,13 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if (arguments.from_diffusers is None) != (arguments.output is None):
         parser.error("--output goes with --from_diffusers, and the others with --checkpoint")
-    pairs = {
-        "last_class_is_none": "from_diffusers",
-        "revision": "from_diffusers",
-        "half": "to_safetensors",
-        "guidance": "to_diffusers",
-    }
-    for flag, other in pairs.items():
+    of_pipelines = {"last_class_is_none": "from_diffusers", "revision": "from_diffusers"}
+    for flag, other in {**of_pipelines, "half": "to_safetensors", "guidance": "to_diffusers"}.items():
         if getattr(arguments, flag) is not parser.get_default(flag) and not getattr(arguments, other):
             parser.error(f"--{flag} goes with --{other}")
     return arguments

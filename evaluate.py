@@ -83,14 +83,12 @@ def find_students(arguments: argparse.Namespace) -> list[Checkpoint]:
         files = [path] if path.is_file() else map(latest_checkpoint, runs)
         found = [checkpoint for checkpoint in map(load_checkpoint, filter(None, files)) if checkpoint.is_student]
         if not found:
-            raise InputError(
-                f"--students {path}: no students there, such as 7_8/diffusion-360.pt or 8/diffusion-400.pt"
-            )
+            raise InputError(f"--students {path}: no students there, such as 7_8/diffusion-360.pt")
         students += found
-    wanted = set(arguments.student_steps or (student.sampling.steps for student in students))
-    if missing := sorted(wanted - {student.sampling.steps for student in students}):
-        known = sorted({student.sampling.steps for student in students})
-        raise InputError(f"--student_steps {missing[0]}: no such student; there are {known}")
+    known = {student.sampling.steps for student in students}
+    wanted = set(arguments.student_steps or known)
+    if missing := sorted(wanted - known):
+        raise InputError(f"--student_steps {missing[0]}: no such student; there are {sorted(known)}")
     chosen = [student for student in students if student.sampling.steps in wanted]
     return sorted(chosen, key=lambda student: (student.kind == "matched", -student.sampling.steps))
 

@@ -87,10 +87,7 @@ def main() -> None:
     if steps is None:
         raise InputError("--sampling_steps: missing; needed where the student starts as its teacher")
     if steps > MOST_STEPS:
-        raise InputError(
-            f"{counted(steps, 'sampling step')}: should be at most {MOST_STEPS}; with many more, the last "
-            "step would start below the smallest time that the teacher knows"
-        )
+        raise InputError(f"{counted(steps, 'sampling step')}: should be at most {MOST_STEPS}")
     for checkpoint in (teacher, student):
         checkpoint.require_same_model(config, arguments.config_path)
     folder = Path(arguments.output_dir or Path("output", "matched", Path(arguments.config_path).stem, str(steps)))

@@ -118,12 +118,6 @@ def sampled(panel: Panel, arguments: argparse.Namespace, device: torch.device) -
     return model, config, {"sampling": sampling, **options}
 
 
-def draw(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> Tensor:
-    """The samples of a panel, [N, C, H, W] in [-1, 1]."""
-    model, config, options = sampled(panel, arguments, device)
-    return draw_samples(model, config, arguments.num_samples, batch_size=arguments.batch_size, **options)
-
-
 def write_files(panel: Panel, arguments: argparse.Namespace, device: torch.device) -> None:
     """Writes the samples as an .npz or into a folder; what is there already is not drawn again."""
     model, config, options = sampled(panel, arguments, device)
@@ -185,8 +179,9 @@ def main() -> None:
         return
     drawn: list[tuple[str, Tensor]] = []
     for panel in panels:
-        start = time.perf_counter()
-        samples, label = draw(panel, arguments, device), label_of(panel, panels, scale_of(panel[0], arguments))
+        start, (model, config, options) = time.perf_counter(), sampled(panel, arguments, device)
+        samples = draw_samples(model, config, arguments.num_samples, batch_size=arguments.batch_size, **options)
+        label = label_of(panel, panels, options["guidance"])
         report = f"{label}: {len(samples)} samples in {time.perf_counter() - start:.1f} s"
         if drawn:
             report += f", {difference(panels[0][0], panel[0], (drawn[0][1], samples))}"

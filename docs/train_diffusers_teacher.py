@@ -1,13 +1,12 @@
 """Trains a teacher without this project: diffusers' own tutorial on unconditional training, on MNIST.
 
     pip install diffusers torchvision
-    python docs/train_diffusers_teacher.py --output output/diffusers_pipeline
+    python docs/train_diffusers_teacher.py
 
 A `UNet2DModel` of 1.1 M parameters that predicts eps on a `DDPMScheduler` of 1000 linear betas, trained by AdamW with
 a warm-up and a cosine schedule, without EMA, and saved with `save_pretrained`.
 """
 
-import argparse
 from itertools import count, islice
 
 import torch
@@ -17,10 +16,7 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--steps", type=int, default=2400, help="of the optimizer (default: 2400)")
-parser.add_argument("--output", default="output/diffusers_pipeline", help="(default: output/diffusers_pipeline)")
-arguments = parser.parse_args()
+STEPS, FOLDER = 2400, "output/diffusers_pipeline"
 
 torch.manual_seed(0)
 to_tensor = transforms.Compose([transforms.Resize(32), transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
@@ -38,9 +34,9 @@ network = UNet2DModel(
 )
 scheduler = DDPMScheduler(num_train_timesteps=1000)
 optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-learning_rate = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=200, num_training_steps=arguments.steps)
+learning_rate = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=200, num_training_steps=STEPS)
 batches = (x for _ in count() for x, _ in epoch)
-for step, x in enumerate(islice(batches, arguments.steps), start=1):
+for step, x in enumerate(islice(batches, STEPS), start=1):
     eps, timesteps = torch.randn_like(x), torch.randint(0, 1000, (len(x),))
     loss = F.mse_loss(network(scheduler.add_noise(x, eps, timesteps), timesteps).sample, eps)
     loss.backward()
@@ -50,5 +46,5 @@ for step, x in enumerate(islice(batches, arguments.steps), start=1):
     optimizer.zero_grad()
     if step % 100 == 0:
         print(f"step {step}, loss {loss.item():.4f}", flush=True)
-DDPMPipeline(network, scheduler).save_pretrained(arguments.output)
-print(f"wrote {arguments.output}")
+DDPMPipeline(network, scheduler).save_pretrained(FOLDER)
+print(f"wrote {FOLDER}")

@@ -67,10 +67,7 @@ class UNetSettings(NetworkSettings):
                 known = ", ".join(map(str, channels))
                 raise ValueError(f"network.attention_resolutions: {size}; the feature maps have the sizes {known}")
             if channels[size] % self.num_heads:
-                raise ValueError(
-                    f"network.num_heads: {self.num_heads} does not divide the {channels[size]} channels at "
-                    f"{size}x{size}"
-                )
+                raise ValueError(f"network.num_heads: {self.num_heads} does not divide {channels[size]} channels")
 
     def build(self, *, image_size: int, num_channels: int, takes_guidance: bool = False) -> "UNet":
         """The network with random weights."""

@@ -150,7 +150,7 @@ BAD = [
     (
         f"distill.py --config_path tiny.yaml --teacher_model_checkpoint {STUDENT} --initial_sampling_steps 4 "
         "--distillation_iterations 1",
-        f"{STUDENT} was distilled for 4 steps, so its first student takes half of them",
+        f"should be half of the 4 steps that {STUDENT} was distilled for",
     ),
     (f"distill.py {TEACH} --output_dir a_file", "a_file: this folder is not writable"),
     ("sample.py", "one of the arguments --checkpoint --compare is required"),

@@ -30,10 +30,11 @@ def lesson(tmp_path_factory):
     (folder / "tiny.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(classifier, "FEWEST_STEPS", 30)
         assert call("train.py", "--config_path", "tiny.yaml") == 0
         flags = ["--teacher_model_checkpoint", "output/tiny/diffusion-6.pt", "--initial_sampling_steps", 4]
         assert call("distill.py", "--config_path", "tiny.yaml", *flags, "--distillation_iterations", 2) == 0
-    return folder
+        yield folder
 
 
 COMMAND = ["evaluate.py", "--config_path", "tiny.yaml", "--teacher", "output/tiny/diffusion-6.pt"]
@@ -53,6 +54,7 @@ ROWS = [
 
 def test_a_table_a_figure_and_results_that_are_not_computed_again(lesson, monkeypatch, capsys):
     monkeypatch.chdir(lesson)
+    monkeypatch.setattr("utils.evaluation.evaluation.NUM_COMPARED", 4)
     assert call(*COMMAND, *STUDENTS, "--sampling_steps", 2, 4, "--samplers", "ddim", "ancestral") == 0
     output = capsys.readouterr().out.splitlines()
     head = next(number for number, line in enumerate(output) if line.split()[:2] == ["ratio", "fid"])
@@ -127,9 +129,10 @@ def test_the_teacher_is_clipped_as_its_checkpoint_says_unless_a_flag_says_otherw
 def test_two_processes_find_what_one_finds(lesson, monkeypatch):
     """And to the last digit: all metrics see the same features in the same order."""
     monkeypatch.chdir(lesson)
-    flags = [*STUDENTS, "--sampling_steps", 2, 4, "--samplers", "ddim", "--batch_size", 32]
-    assert call(*COMMAND, *flags, "--output_dir", "one") == 0
-    code, _, errors = finish(run_in_processes(2, *COMMAND, *flags, "--output_dir", "two", cwd=lesson))
+    teacher = "output/distilled/tiny/1_4/diffusion-4.pt"  # a student: so the samples of `distance` are of four steps
+    command = [*COMMAND[:-1], teacher, *STUDENTS, "--sampling_steps", 2, 4, "--samplers", "ddim", "--batch_size", 32]
+    assert call(*command, "--output_dir", "one") == 0
+    code, _, errors = finish(run_in_processes(2, *command, "--output_dir", "two", cwd=lesson))
     assert code == 0, errors
     one, two = (json.loads(Path(folder, "results.json").read_text())["evaluations"] for folder in ("one", "two"))
     for entry in (*one, *two):

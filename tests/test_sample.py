@@ -89,11 +89,8 @@ def test_nothing_is_mixed_or_overwritten(tmp_path, capsys):
     Path("pictures/a.txt").write_text("mine")
     Path("a.npz").touch()
     for flags, message in (
-        (
-            ["--output", "samples", "--seed", 6],
-            "samples: has samples of another seed: 5, not 6; delete this folder, or",
-        ),
-        (["--output", "samples", "--sampling_steps", 3], "samples: has samples of another sampler: "),
+        (["--output", "samples", "--seed", 6], "samples: has other samples: seed is 5, not 6; delete this folder, or"),
+        (["--output", "samples", "--sampling_steps", 3], "samples: has other samples: sampler.steps is 2, not 3; "),
         (["--output", "samples", "--num_samples", 3], "samples: has more than 3 samples; delete this folder, or"),
         (["--output", "pictures"], "--output pictures: not empty, and not of sample.py; choose another folder"),
         (["--output", "a.npz"], "--output a.npz: is there and complete; choose another name"),
@@ -106,7 +103,7 @@ def test_nothing_is_mixed_or_overwritten(tmp_path, capsys):
     for content in ("{", "[]", '{"seed": 1}'):
         Path("samples/.samples.json").write_text(content)
         assert call("sample.py", *FLAGS, "--output", "samples") == 2
-        assert "samples: has other samples; delete this folder, or choose another --output" in capsys.readouterr().err
+        assert "samples: has other samples: " in capsys.readouterr().err
     Path("kept.json").rename("samples/.samples.json")
     assert call("sample.py", *FLAGS, "--output", "samples", "--num_samples", 9) == 0
     assert np.array_equal(pngs(Path("samples"))[:7], before) and len(pngs(Path("samples"))) == 9

@@ -19,10 +19,10 @@ from utils.config.schema import Config
 def test_mutated_files_are_refused_in_one_line(tmp_path):
     # In a process of its own, since other tests may have had more memory than is allowed here.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        verdicts = pool.submit(survive, tmp_path, 450, seed=1).result()
+        verdicts = pool.submit(survive, tmp_path, 240, seed=1).result()
     for kind in ("checkpoint", "state", "config"):
-        assert verdicts[kind, "refused"] > 50, verdicts
-        assert verdicts[kind, "accepted"] < 75, verdicts
+        assert verdicts[kind, "refused"] > 30, verdicts
+        assert verdicts[kind, "accepted"] < 40, verdicts
 
 
 @pytest.fixture(scope="module")

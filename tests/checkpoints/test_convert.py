@@ -53,8 +53,11 @@ TEACHER = "teacher/diffusion-0.pt"
             ["--checkpoint", TEACHER, "--to_diffusers", "x", "--guidance", 2],
             "guidance 2: teacher/diffusion-0.pt",
         ),
-        (["--checkpoint", "of_16.pt", "--to_diffusers", "x"], "16 steps, which do not divide the 1000 timesteps"),
-        (["--checkpoint", "ours.pt", "--to_diffusers", "x"], "has network.type: unet; diffusers has only unet2d"),
+        (["--checkpoint", "of_16.pt", "--to_diffusers", "x"], "of_16.pt: 16 steps do not divide its 1000 timesteps"),
+        (
+            ["--checkpoint", "ours.pt", "--to_diffusers", "x"],
+            "ours.pt: not network.type unet2d; --to_onnx exports any network",
+        ),
         (["--checkpoint", "none.pt", "--to_onnx", "x.onnx"], "none.pt: cannot be read"),
         (["--from_diffusers", "pipeline", "--output", TEACHER], "diffusion-0.pt: exists already"),
         (["--from_diffusers", "pipeline", "--output", "teacher/diffusion-1.pt"], "teacher.yaml: exists already"),

@@ -82,11 +82,16 @@ def assert_alike(found: np.ndarray, expected: torch.Tensor) -> None:
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize(("kind", "sampler"), [("student", "ddim"), ("matched", "ancestral")])
-def test_the_sampler_of_the_docs_classes_guidance_and_metadata(tmp_path, monkeypatch, capsys, kind, sampler):
+STUDENTS = {"ddim": ("student", THEIRS), "ancestral": ("matched", OURS)}
+
+
+@pytest.mark.parametrize("sampler", STUDENTS)
+def test_the_sampler_of_the_docs_classes_guidance_and_metadata(tmp_path, monkeypatch, capsys, sampler):
     monkeypatch.chdir(tmp_path)
-    network = THEIRS | {"num_classes": 10}
-    save_student(Path("student.pt"), network, {"schedule": "cosine"}, [1.0, 4.0], image_size=32, kind=kind)
+    kind, network = STUDENTS[sampler]
+    save_student(
+        Path("student.pt"), network | {"num_classes": 10}, {"schedule": "cosine"}, [1.0, 4.0], image_size=32, kind=kind
+    )
     assert call("convert.py", "--checkpoint", "student.pt", "--to_onnx", "student.onnx") == 0
     z, label, scale = torch.randn(16, 1, 32, 32), torch.arange(16) % 10, torch.full((16,), 2.5, dtype=torch.float64)
     with torch.no_grad():

@@ -5,19 +5,16 @@ from utils.system.grids import comparison, grid
 
 def test_a_grid_holds_the_images_in_order():
     images = torch.linspace(-1, 1, 6)[:, None, None, None].expand(-1, 1, 4, 4)
-    picture = grid(images, scale=1)
-    assert picture.shape == (3, 2 * 6 + 2, 3 * 6 + 2)
-    torch.testing.assert_close(picture[0, [3, 9]][:, [3, 9, 15]], torch.linspace(0, 1, 6).reshape(2, 3))
+    picture = grid(images)  # enlarged twice
+    assert picture.shape == (3, 2 * (2 * 6 + 2), 2 * (3 * 6 + 2))
+    torch.testing.assert_close(picture[0, [6, 18]][:, [6, 18, 30]], torch.linspace(0, 1, 6).reshape(2, 3))
 
 
 def test_a_grid_has_a_column_for_each_class_where_they_fit():
-    images = torch.zeros(12, 1, 4, 4)
-    names = list("abcdef")
-    assert grid(images, names, scale=1).shape[2] == 6 * 6 + 2
-    assert grid(images, 17 * ["a"], 1).shape == grid(images, scale=1).shape == (3, 3 * 6 + 2, 4 * 6 + 2)
-    assert (
-        grid(images.repeat(6, 1, 1, 1), ["a", "b"], 1).shape[2] == 8 * 6 + 2
-    )  # four columns of each, near to a square
+    images = torch.zeros(12, 1, 32, 32)
+    assert grid(images, list("abcdef")).shape[2] == 6 * 34 + 2
+    assert grid(images, 17 * ["a"]).shape == grid(images).shape == (3, 3 * 34 + 2, 4 * 34 + 2)
+    assert grid(images.repeat(6, 1, 1, 1), ["a", "b"]).shape[2] == 8 * 34 + 2  # four columns of each, near to a square
 
 
 def test_columns_stand_under_the_names_of_their_classes():

@@ -159,10 +159,8 @@ class Checkpoint(Metadata):
         if self.kind == "matched":
             raise InputError(f"{self.path}: was matched for the ancestral sampler; a student of distill.py can teach")
         if self.kind == "student" and self.sampling.steps != 2 * sampling_steps:
-            raise InputError(
-                f"--initial_sampling_steps {sampling_steps}: {self.path} was distilled for {self.sampling.steps} "
-                "steps, so its first student takes half of them"
-            )
+            what = f"half of the {self.sampling.steps} steps that {self.path} was distilled for"
+            raise InputError(f"--initial_sampling_steps {sampling_steps}: should be {what}")
 
     def require_same_classes(self, class_names: list[str]) -> None:
         """Raises InputError if the data have other class names than those it was trained with, or another order."""

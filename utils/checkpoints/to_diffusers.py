@@ -58,16 +58,10 @@ def require_exportable(checkpoint: Checkpoint) -> int:
     """The number of steps of an exported model. Raises InputError if diffusers cannot run it, or not in these steps."""
     network, steps = checkpoint.config.network, checkpoint.sampling.steps
     if network.type != "unet2d":
-        raise InputError(
-            f"--to_diffusers: {checkpoint.path} has network.type: {network.type}; diffusers has only unet2d, and "
-            "--to_onnx exports any"
-        )
+        raise InputError(f"--to_diffusers: {checkpoint.path}: not network.type unet2d; --to_onnx exports any network")
     timesteps = network.num_train_timesteps
     if checkpoint.is_student and timesteps % steps:
-        raise InputError(
-            f"--to_diffusers: {checkpoint.path} takes {steps} steps, which do not divide the {timesteps} timesteps "
-            "of its network: diffusers would round them"
-        )
+        raise InputError(f"--to_diffusers: {checkpoint.path}: {steps} steps do not divide its {timesteps} timesteps")
     return min(steps, timesteps)
 
 
@@ -123,10 +117,7 @@ def _require_precise(path: Path, scheduler: Any, model: Diffusion, steps: int) -
     t = (scheduler.timesteps.double() + 1) / len(scheduler.alphas_cumprod)
     lost = (alpha_squared.sqrt().acos() - model.schedule.angle(t)).abs() > MOST_ROUNDING
     if (lost | (alpha_squared == 1)).any():
-        raise InputError(
-            f"--to_diffusers: the noise schedule of {path} needs more precision than diffusers has: some of its steps "
-            "begin with almost no noise; --to_onnx exports it"
-        )
+        raise InputError(f"--to_diffusers: {path}: diffusers rounds its noise schedule too much; --to_onnx exports it")
 
 
 def _class_vectors(checkpoint: Checkpoint, model: Diffusion, scale: float) -> Tensor:

@@ -322,22 +322,16 @@ class Config(Section):
             paths = self.data.root, self.data.test_root
             root, test_root = (Path(os.path.realpath(os.path.expanduser(path))) for path in paths)
             if root in (test_root, *test_root.parents) or test_root in root.parents:
-                raise ValueError(
-                    "data.test_root: must not be inside data.root, or the other way round: some images "
-                    "would be both training and test images"
-                )
+                raise ValueError("data.test_root: must not be inside data.root, nor around it: they may share no image")
         timesteps, betas = getattr(self.network, "num_train_timesteps", None), self.diffusion.betas
         if timesteps and betas and timesteps != betas.num_train_timesteps:
             raise ValueError(
-                f"network.num_train_timesteps: {timesteps} differs from diffusion.betas.num_train_timesteps, "
-                f"{betas.num_train_timesteps}"
+                f"network.num_train_timesteps: {timesteps}, but diffusion.betas has {betas.num_train_timesteps}"
             )
         scale, scales = self.sampling.guidance, self.distillation.guidance
         if scales and not scales[0] <= scale <= scales[1]:
             raise ValueError(f"sampling.guidance: {scale:g} is not in the range of distillation.guidance, {scales}")
         for wrong, name in ((scales, "distillation.guidance"), (scale != 1, "sampling.guidance")):
             if wrong and not (self.network.num_classes and self.training.class_dropout):
-                raise ValueError(
-                    f"{name}: needs classes (network.num_classes) and a training.class_dropout above 0, or no guidance"
-                )
+                raise ValueError(f"{name}: needs classes (network.num_classes), and a training.class_dropout above 0")
         return self

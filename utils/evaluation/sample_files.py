@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
+from utils.config.reading import differences
 from utils.data.folder import MANIFEST
 from utils.evaluation.evaluation import to_bytes
 from utils.system.distributed import distributed_map, on_rank_zero
@@ -67,19 +68,17 @@ def _png(folder: Path, index: int) -> Path:
 def _require_same(folder: Path, settings: dict[str, Any], count: int) -> None:
     content = read_if_there(folder / SETTINGS)
     delete_files(folder, ".*.tmp", *(["*.png"] if content is None else []))
-    content = content or json.dumps(settings).encode()
-    wrong = "has other samples"
+    if content is None:
+        write_atomically(folder / SETTINGS, lambda file: file.write(json.dumps(settings).encode()))
+        return
     try:
-        known = json.loads(content)
-        names = [name for name, value in settings.items() if known[name] != value]
-        wrong = "".join(f"has samples of another {name}: {known[name]}, not {settings[name]}" for name in names[:1])
-    except (ValueError, TypeError, KeyError):
-        pass
-    if not wrong and exists(_png(folder, count)):
-        wrong = f"has more than {count} samples"
+        known = dict(json.loads(content))
+    except (ValueError, TypeError):
+        known = {}
+    wrong = [f"has other samples: {difference}" for difference in differences(known, settings)]
+    wrong += [f"has more than {count} samples"] if exists(_png(folder, count)) else []
     if wrong:
-        raise InputError(f"{folder}: {wrong}; delete this folder, or choose another --output")
-    write_atomically(folder / SETTINGS, lambda file: file.write(content))
+        raise InputError(f"{folder}: {wrong[0]}; delete this folder, or choose another --output")
 
 
 @on_rank_zero

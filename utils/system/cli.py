@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import gc
 import io
 import signal
 import sys
@@ -128,6 +129,8 @@ def keep_freed_memory() -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a script: an InputError becomes one line on stderr and exit code 2; a bug keeps its traceback."""
     keep_freed_memory()
+    if not gc.get_freeze_count():  # the garbage collector skips what the imports made: a script ends a second sooner
+        gc.freeze()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that the terminal cannot show become question marks
             stream.reconfigure(errors="replace")

@@ -22,13 +22,13 @@ MOST_CLASS_COLUMNS = 16  # with more classes, columns are not sorted by class
 SMALL, ENLARGED = 16, 64  # images up to the first size are enlarged twice as much; those from the second not at all
 
 
-def grid(images: Tensor, class_names: Sequence[str] = (), scale: int | None = None) -> Tensor:
+def grid(images: Tensor, class_names: Sequence[str] = ()) -> Tensor:
     """Images [N, C, H, W] in [-1, 1] as one nearly square image [3, H', W'] in [0, 1].
 
     Sample i of a class-conditional model has class i modulo their number. If there are not too many, each class has one
-    or more columns, under its name. Each pixel becomes `scale` x `scale` pixels (by default 2 x 2 in small images).
+    or more columns, under its name. Small images are enlarged.
     """
-    scale = scale or _scale_of_small(images)
+    scale = _scale_of_small(images)
     return torch.cat([*_headings(images, class_names, scale), _table(images, class_names, scale)], dim=1)
 
 
