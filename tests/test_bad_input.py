@@ -93,7 +93,7 @@ BAD = [
     (f"{TRAIN} --seed 1", "training_state.pt: belongs to another run: seed is 0, not 1"),
     (
         f"{TRAIN} --restart --config_path pieces.yaml",
-        "training.batch_size: 8 is less than 9, one image for each of 1 proc",
+        "training.batch_size: 8 is less than 9, one image for each process and accumulation step",
     ),
     (
         f"{TRAIN} --num_training_steps 3",

@@ -3,7 +3,7 @@ from collections import Counter
 import torch
 from conftest import image_set
 
-from utils.data.images import ImageData
+from utils.data.images import ImageData, to_bytes
 
 
 def numbered(count: int, seed: int = 0, random_flip: bool = False) -> ImageData:
@@ -36,6 +36,12 @@ def test_range_is_minus_one_to_one():
     )
     data = ImageData(data, with_classes=False, seed=0, random_flip=False)
     assert sorted(data.batch(range(2))[0].flatten().tolist()) == [-1.0, 1.0]
+
+
+def test_bytes_are_those_of_a_png():
+    x = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 1.0, 3.0])
+    assert to_bytes(x).tolist() == [0, 0, 0, 128, 191, 255, 255]
+    assert torch.equal(to_bytes(torch.arange(256) / 127.5 - 1), torch.arange(256).byte())  # as the data go in
 
 
 def test_black_and_white_and_nothing_else_lie_a_margin_beyond_the_range():

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from utils.checkpoints.checkpoint import load_checkpoint
 from utils.checkpoints.compute import Compute
 from utils.config.schema import SamplerSettings
-from utils.evaluation.evaluation import TRAINING_IMAGES, Candidate, Evaluation, Results, to_bytes
+from utils.evaluation.evaluation import TRAINING_IMAGES, Candidate, Evaluation, Results
 from utils.evaluation.metrics import Extractor
 
 PIXELS = Extractor("pixels", 2, lambda images: (images.double().mean(dim=(2, 3)), (images[:, 0, 0, 0] > 99).long()))
@@ -38,12 +38,6 @@ def evaluation(folder, **changes) -> Evaluation:
 def teacher_row(evaluated: Evaluation, sampler: str, steps: int, guidance: float = 1.0, **settings) -> Candidate:
     sampling = SamplerSettings(steps=steps, sampler=sampler, **settings)
     return Candidate.of("teacher", evaluated.teacher, sampling, guidance)
-
-
-def test_bytes_are_those_of_a_png():
-    x = torch.tensor([-2.0, -1.0, -0.999, 0.0, 0.5, 1.0, 3.0])
-    assert to_bytes(x).tolist() == [0, 0, 0, 128, 191, 255, 255]
-    assert torch.equal(to_bytes(torch.arange(256) / 127.5 - 1), torch.arange(256).byte())  # as the data go in
 
 
 def test_the_distance_is_to_the_teacher_at_its_full_number_of_steps_from_the_same_noise(tmp_path):

@@ -150,7 +150,7 @@ def test_what_is_wrong_is_said_once(lesson):
     code, _, errors = finish(run_in_processes(2, "train.py", *flags, cwd=lesson))
     assert code == 1  # torchrun's own
     said = [line for line in errors.splitlines() if "train.py: error:" in line]
-    assert len(said) == 1 and "training.batch_size: 1 is less than 2, one image for each of 2 processes" in said[0]
+    assert len(said) == 1 and "training.batch_size: 1 is less than 2, one image for each process" in said[0]
     assert not (lesson / "small").exists()
 
 

@@ -21,6 +21,11 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
 
 
+def to_bytes(x: Tensor) -> Tensor:
+    """Images in [-1, 1] (values outside are clipped) as uint8, as in a PNG."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
 def content_hash(*tensors: Tensor, release: Callable[[], object] = lambda: None) -> str:
     """The first twelve hexadecimal digits of a SHA-256 of the tensors (on the CPU); `release` as in `ImageSet`."""
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from utils.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from utils.checkpoints.compute import Compute
 from utils.checkpoints.sampling import batches_of, draw_all, draw_batch, network_evaluations
 from utils.config.schema import Config, SamplerSettings, Section
-from utils.data.images import content_hash
+from utils.data.images import content_hash, to_bytes
 from utils.evaluation.metrics import METRICS, Extractor, Features
 from utils.system.distributed import all_gather, distributed_map, tasks_per_rank
 from utils.system.errors import InputError, counted
@@ -26,11 +26,6 @@ from utils.system.files import read_if_there, write_atomically
 from utils.system.seeds import seed_of
 
 NUM_COMPARED = 64  # samples of the column `distance`
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Images in [-1, 1] (values outside are clipped) as uint8, as in a PNG."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 class Results:

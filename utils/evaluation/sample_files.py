@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from utils.config.reading import differences
 from utils.data.folder import MANIFEST
-from utils.evaluation.evaluation import to_bytes
+from utils.data.images import to_bytes
 from utils.system.distributed import distributed_map, on_rank_zero
 from utils.system.errors import InputError
 from utils.system.files import LOCK_NAME, delete_files, exists, locked, read_if_there, write_atomically

@@ -12,7 +12,7 @@ from utils.checkpoints.compute import PASSES, Compute, choose_device
 from utils.data.datasets import load_data
 from utils.data.images import ImageData
 from utils.system import cli, distributed
-from utils.system.errors import InputError, counted, first_of
+from utils.system.errors import InputError, first_of
 from utils.system.files import delete_files, exists, locked, prepare_folder, remove_if_empty
 from utils.training.loggers import require_loggers
 from utils.training.run import Run
@@ -107,8 +107,8 @@ class Session(ExitStack):
 
 
 def _require_image_for_each_rank(stage: Stage) -> None:
-    settings, world_size = stage.settings, distributed.world_size()
-    needed = world_size * settings.accumulation_steps
+    settings = stage.settings
+    needed = distributed.world_size() * settings.accumulation_steps
     if settings.batch_size < needed:
-        why = f"one image for each of {counted(world_size, 'process', 'es')}, and accumulation step"
+        why = "one image for each process and accumulation step"
         raise InputError(f"{settings.section}.batch_size: {settings.batch_size} is less than {needed}, {why}")
