@@ -63,7 +63,7 @@ def main() -> None:
             train(run)
             print(f"the model is saved as {stage.final_checkpoint}, with its samples beside it")
         else:
-            print(f"more --num_training_steps than {stage.num_training_steps} continue it")
+            print(f"more --num_training_steps than {stage.num_training_steps} continue it, --restart starts again")
 
 
 if __name__ == "__main__":

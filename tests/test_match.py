@@ -149,7 +149,7 @@ def test_progressive_students_are_compared_by_ddim_and_others_by_their_own_sampl
     [
         (PLAIN, "--sampling_steps: missing; needed where the student starts as its teacher"),
         ([*PLAIN[:4], "plain/2_2/diffusion-4.pt", *STUDENT], "a student, which cannot be the teacher to match"),
-        ([*GUIDED[:6], "teacher/diffusion-6.pt"], "as teacher, give the conversion that the student started from"),
+        ([*GUIDED[:6], "teacher/diffusion-6.pt"], "as teacher, give the student's conversion (0_conversion/)"),
         ([*PLAIN, "--student_checkpoint", "none.pt"], "none.pt: cannot be read"),
         ([*PLAIN, *STUDENT, "--batch_size", 0], "--batch_size"),
         ([*PLAIN, *STUDENT, "--sampling_steps", 501], "501 sampling steps: should be at most 500"),

@@ -185,6 +185,13 @@ def test_numbers_are_decimal(tmp_path, text, number):
             MINIMAL + "network: {type: unet2d, num_train_timesteps: 50}\ndiffusion: {schedule: discrete, betas: {}}",
             "x.yaml: network.num_train_timesteps: 50, but diffusion.betas has 1000",
         ),
+        *(
+            (
+                MINIMAL + f"distillation: {{guidance: {wrong}}}",
+                f"x.yaml: distillation.guidance: should be two numbers, the smaller first, such as [1, 4], not {wrong}",
+            )
+            for wrong in ("2", "[4, 1]", "[1, 2, 3]")
+        ),
         (
             MINIMAL + "distillation: {num_training_steps_per_iteration: 2.5}",
             "x.yaml: distillation.num_training_steps_per_iteration.default: should be a valid integer, not 2.5",

@@ -42,6 +42,7 @@ def require_num_classes(class_names: Sequence[str], config: Config) -> None:
     if num_classes and (found != num_classes or found == 1):
         name = config.data.root if config.data.name == "folder" else config.data.name
         right = f"{found}, or 0 for an unconditional network" if found > 1 else "0, an unconditional network"
+        right += "; or move all images into subfolders" if found == 0 else ""
         hint = "" if found > 1 else ": no subfolders, or images beside them" if found == 0 else ": one subfolder"
         found = counted(found, "class", "es") + (hint or f" ({first_of(class_names, MOST_NAMES)})")
         if num_classes == len(class_names) + 1 and config.network.type == "unet2d":

@@ -170,7 +170,7 @@ def matching_stage(config: Config, folder: Path, teacher: Checkpoint, student: C
 
     ours, theirs = describe(student), describe(teacher)
     if ours != theirs:
-        hint = "; as teacher, give the conversion that the student started from" if student.is_student else ""
+        hint = "; as teacher, give the student's conversion (0_conversion/)" if student.is_student else ""
         raise InputError(f"{student.path}: {ours}, but {teacher.path} {theirs}{hint}")
     return Stage(
         folder=folder,
