@@ -26,7 +26,7 @@ from utils.training.run import Run
 from utils.training.session import Session
 from utils.training.stage import MATCHING_LAST_RATE, annealed, matching_stage
 
-MOST_STEPS = 500
+MOST_STEPS = 500  # with many more, the last would start below the smallest time that the teacher was trained at
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -179,7 +179,8 @@ def main() -> None:
         return
     drawn: list[tuple[str, Tensor]] = []
     for panel in panels:
-        start, (model, config, options) = time.perf_counter(), sampled(panel, arguments, device)
+        start = time.perf_counter()
+        model, config, options = sampled(panel, arguments, device)
         samples = draw_samples(model, config, arguments.num_samples, batch_size=arguments.batch_size, **options)
         label = label_of(panel, panels, options["guidance"])
         report = f"{label}: {len(samples)} samples in {time.perf_counter() - start:.1f} s"

@@ -60,7 +60,7 @@ def require_exportable(checkpoint: Checkpoint) -> int:
     if network.type != "unet2d":
         raise InputError(f"--to_diffusers: {checkpoint.path}: not network.type unet2d; --to_onnx exports any network")
     timesteps = network.num_train_timesteps
-    if checkpoint.is_student and timesteps % steps:
+    if checkpoint.is_student and timesteps % steps:  # diffusers would round
         raise InputError(f"--to_diffusers: {checkpoint.path}: {steps} steps do not divide its {timesteps} timesteps")
     return min(steps, timesteps)
 

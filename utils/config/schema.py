@@ -63,8 +63,8 @@ def _colour(text: str) -> str:
     return text
 
 
-def _range(scales: object) -> object:
-    is_pair = isinstance(scales, list) and [type(scale) in (int, float) for scale in scales] == [True, True]
+def _scale_range(scales: object) -> object:
+    is_pair = isinstance(scales, list) and len(scales) == 2 and all(type(scale) in (int, float) for scale in scales)
     if not is_pair or scales[0] >= scales[1]:
         raise ValueError(f"should be two numbers, the smaller first, such as [1, 4], not {scales!r:.60}")
     return scales
@@ -89,7 +89,7 @@ Colour = Annotated[str, Field(max_length=100), AfterValidator(_colour)]
 Logsnr = Annotated[float, Field(ge=-LARGEST_LOGSNR, le=LARGEST_LOGSNR)]
 Steps = Annotated[int, Field(gt=0, le=MOST_STEPS)]
 Scale = Annotated[float, Field(ge=0, le=LARGEST_SCALE)]  # of guidance
-ScaleRange = Annotated[list[Scale], BeforeValidator(_range)]
+ScaleRange = Annotated[list[Scale], BeforeValidator(_scale_range)]
 SamplerName = Literal[*SAMPLERS]
 Variance = Literal["small", "large"] | Fraction
 Network = Annotated[

@@ -113,8 +113,8 @@ def load_folder(
         given = [printable(name) for name in settings.class_names]
         if sorted(given) != sorted(class_names):
             raise InputError(f"data.class_names: should be the classes in {root}: {first_of(class_names)}")
-        position = {name: number for number, name in enumerate(given)}
-        folder.files.sort(key=lambda file: position[printable(file.class_name)])
+        position = {name: given.index(printable(name)) for name in {file.class_name for file in folder.files}}
+        folder.files.sort(key=lambda file: position[file.class_name])
         class_names = given
     if accept:
         accept(class_names)

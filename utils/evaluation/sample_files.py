@@ -105,6 +105,9 @@ def _write_labels(folder: Path, labels: list[int]) -> None:
 @on_rank_zero
 def _write_npz(folder: Path, path: Path, count: int, labels: list[int]) -> None:
     delete_files(path.parent, f".{path.name}.????????.tmp")
-    images = np.stack([np.asarray(Image.open(_png(folder, index)).convert("RGB")) for index in range(count)])
-    arrays = {"arr_0": images, **({"arr_1": np.array(labels)} if labels else {})}
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    width, height = Image.open(_png(folder, 0)).size
+    images = np.empty((count, height, width, 3), np.uint8)  # filled in place: np.stack would take twice the memory
+    for index, image in enumerate(images):
+        image[:] = Image.open(_png(folder, index)).convert("RGB")
+    classes = {"arr_1": np.array(labels)} if labels else {}
+    write_atomically(path, lambda file: np.savez(file, arr_0=images, **classes))
